@@ -1,0 +1,4 @@
+//! The command `tilewise`.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Requests to tokens.
+#![forbid(unsafe_code)]

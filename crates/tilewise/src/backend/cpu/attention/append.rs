@@ -1,0 +1,103 @@
+//! Writing keys and values into pages.
+
+use super::super::buffer::{SharedMut, elements_mut, f32s};
+use super::super::simd::{LANES, PairedBf16, paired};
+use super::super::threads::Pool;
+use super::check_pages;
+use crate::device::check_view;
+use crate::{AttentionPlan, DType, Error, KvLayer, Result, TokenView};
+
+/// An element type that f32 narrows to, and where a lane of sixteen is stored.
+trait Narrow: bytemuck::Pod + Send + Sync {
+    fn narrow(x: f32) -> Self;
+
+    fn place(lane: usize) -> usize {
+        lane
+    }
+}
+
+impl Narrow for f32 {
+    fn narrow(x: f32) -> Self {
+        x
+    }
+}
+
+impl Narrow for half::f16 {
+    fn narrow(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+impl Narrow for PairedBf16 {
+    fn narrow(x: f32) -> Self {
+        Self(half::bf16::from_f32(x).to_bits())
+    }
+
+    fn place(lane: usize) -> usize {
+        paired(lane)
+    }
+}
+
+/// Writes a batch's new keys and values; see [`crate::Device::append_kv`].
+pub(in super::super) fn append_kv(
+    pool: &Pool,
+    plan: &AttentionPlan,
+    keys: TokenView<'_>,
+    values: TokenView<'_>,
+    layer: &mut KvLayer,
+) -> Result<()> {
+    check_pages(plan, layer)?;
+    let params = &plan.params;
+    let indptr = plan.layout.qo_indptr();
+    check_view("new keys", &keys, (params.num_kv_heads, params.head_dim), DType::F32, indptr)?;
+    check_view("new values", &values, (params.num_kv_heads, params.value_dim), DType::F32, indptr)?;
+    match layer.config.dtype {
+        DType::F32 => typed::<f32>(pool, plan, keys, values, layer),
+        DType::F16 => typed::<half::f16>(pool, plan, keys, values, layer),
+        DType::Bf16 => typed::<PairedBf16>(pool, plan, keys, values, layer),
+        DType::U32 => Err(Error::unsupported("append_kv", "u32 pages")),
+    }
+}
+
+fn typed<T: Narrow>(
+    pool: &Pool,
+    plan: &AttentionPlan,
+    keys: TokenView<'_>,
+    values: TokenView<'_>,
+    layer: &mut KvLayer,
+) -> Result<()> {
+    let config = layer.config;
+    let value_row = config.value_dim.next_multiple_of(LANES);
+    let (k, v) = (f32s("append_kv", keys.tensor)?, f32s("append_kv", values.tensor)?);
+    let key_pages = SharedMut::new(elements_mut::<T>(&mut layer.keys)?);
+    let value_pages = SharedMut::new(elements_mut::<T>(&mut layer.values)?);
+    // A sequence's head is one item: two sequences never share a page that is written to.
+    pool.run(plan.layout.num_sequences() * config.num_kv_heads, &|_, item| {
+        let (sequence, head) = (item / config.num_kv_heads, item % config.num_kv_heads);
+        let queries = plan.layout.num_queries(sequence);
+        let first_token = plan.layout.qo_indptr()[sequence] as usize;
+        let first_position = plan.layout.num_keys(sequence) - queries;
+        let pages = plan.layout.pages(sequence);
+        let from = |view: &TokenView<'_>, token| {
+            view.start(sequence, first_token) + token * view.token_stride + head * view.head_stride
+        };
+        for token in 0..queries {
+            let position = first_position + token;
+            let page = pages[position / config.page_size] as usize * config.num_kv_heads + head;
+            let slot = position % config.page_size;
+            let panel = page * config.page_size * config.head_dim + slot / LANES * LANES * config.head_dim;
+            let row = (page * config.page_size + slot) * value_row;
+            // SAFETY: `check_pages` found the page inside the tensor; this item alone writes this head of it.
+            let (panel, row) =
+                unsafe { (key_pages.get(panel, LANES * config.head_dim), value_pages.get(row, value_row)) };
+            let lane = T::place(slot % LANES);
+            for (d, x) in k[from(&keys, token)..][..config.head_dim].iter().enumerate() {
+                panel[d * LANES + lane] = T::narrow(*x);
+            }
+            for (d, x) in v[from(&values, token)..][..config.value_dim].iter().enumerate() {
+                row[d / LANES * LANES + T::place(d % LANES)] = T::narrow(*x);
+            }
+        }
+    });
+    Ok(())
+}

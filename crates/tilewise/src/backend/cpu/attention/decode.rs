@@ -1,0 +1,339 @@
+//! Few queries: keys and values are read once, straight from where they are, and widened in registers.
+//!
+//! Memory decides the speed, so the loops keep several lines in flight: while a block's keys are read its values
+//! are prefetched, and while its values are read the next block's keys are.
+
+use std::ops::Range;
+
+use super::super::simd::{Element, Kernel, LANES, Simd};
+use super::super::tile::{fma_tile, load_some, with_rows};
+use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
+use super::source::KvSource;
+use crate::plan::KV_BLOCK;
+
+const GROUPS: usize = KV_BLOCK / LANES;
+
+/// A cache line, in bytes.
+const LINE: usize = 64;
+
+/// Folds a chunk of keys into the item's rows.
+#[inline(always)]
+pub(super) fn fold_chunk<S: Simd, K: KvSource>(
+    simd: S,
+    item: &Item<'_>,
+    source: K,
+    chunk: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let end = chunk.end;
+    for block in blocks(chunk) {
+        let groups = block.start / LANES..block.end.div_ceil(LANES);
+        // SAFETY: the block lies inside the sequence's keys, as does `end`.
+        unsafe {
+            score_block(simd, item, source, groups.clone(), scratch);
+            simd.vectorize(SoftmaxBlock { item, block: &block, scratch });
+            weigh_block(simd, item, source, &block, end, scratch);
+        }
+    }
+}
+
+/// # Safety
+/// `groups` must contain tokens of the sequence that `source` is of, in one block.
+#[inline(always)]
+unsafe fn score_block<S: Simd, K: KvSource>(
+    simd: S,
+    item: &Item<'_>,
+    source: K,
+    groups: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let head_dim = item.params.head_dim;
+    let mut group = groups.start;
+    while group < groups.end {
+        let count = if group + 1 < groups.end { 2 } else { 1 };
+        let local = group % GROUPS;
+        // SAFETY: as the caller says; the widened panels have room for a block.
+        unsafe {
+            for own in group..group + count {
+                prefetch_values(simd, item, source, own);
+            }
+            if let (Some(first), Some(second)) =
+                (source.key_panel(group), source.key_panel(group + count - 1))
+            {
+                simd.vectorize(ScorePanels { item, panels: [first, second], local, count, scratch });
+            } else {
+                let keys = scratch.keys[..2 * LANES * head_dim].as_mut_ptr();
+                let second = keys.add((count - 1) * LANES * head_dim);
+                for (own, to) in [(group, keys), (group + count - 1, second)] {
+                    let tokens = (item.num_keys - own * LANES).min(LANES);
+                    source.widen_keys(simd, own, tokens, head_dim, to);
+                }
+                let panels = [keys.cast_const(), second.cast_const()];
+                simd.vectorize(ScorePanels { item, panels, local, count, scratch });
+            }
+        }
+        group += count;
+    }
+}
+
+/// Scores of all rows against one or two panels of keys.
+struct ScorePanels<'a, E> {
+    item: &'a Item<'a>,
+    /// Each `[head_dim][16]`.
+    panels: [*const E; 2],
+    /// The first panel's place in the block.
+    local: usize,
+    count: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: Element> Kernel for ScorePanels<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { item, panels, local, count, scratch } = self;
+        let head_dim = item.params.head_dim;
+        for tile in item.tiles() {
+            let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
+            let scores = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_mut_ptr();
+            with_rows!(tile.len(), R => {
+                // SAFETY: `q` is `[head_dim][R]`, panels as `score_block` made them, scores `[R][SCORE_STRIDE]`.
+                unsafe {
+                    if R * 2 <= S::MAX_ROWS && count == 2 {
+                        let mut acc = [[simd.splat(0.0); 2]; R];
+                        fma_tile::<S, E, R, 2>(simd, (q, 1, R), (panels, LANES), head_dim, &mut acc);
+                        for r in 0..R {
+                            for p in 0..2 {
+                                simd.store(scores.add(r * SCORE_STRIDE + (local + p) * LANES), acc[r][p]);
+                            }
+                        }
+                    } else if R <= S::MAX_ROWS {
+                        for (p, panel) in panels.into_iter().take(count).enumerate() {
+                            let mut acc = [[simd.splat(0.0)]; R];
+                            fma_tile::<S, E, R, 1>(simd, (q, 1, R), ([panel], LANES), head_dim, &mut acc);
+                            for r in 0..R {
+                                simd.store(scores.add(r * SCORE_STRIDE + (local + p) * LANES), acc[r][0]);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// # Safety
+/// `block` and the keys up to `end` must be keys of the sequence that `source` is of.
+#[inline(always)]
+unsafe fn weigh_block<S: Simd, K: KvSource>(
+    simd: S,
+    item: &Item<'_>,
+    source: K,
+    block: &Range<usize>,
+    end: usize,
+    scratch: &mut Scratch,
+) {
+    for next in block.end.div_ceil(LANES)..(block.end + KV_BLOCK).min(end).div_ceil(LANES) {
+        // SAFETY: the group contains keys below `end`.
+        unsafe { prefetch_keys(simd, item, source, next) };
+    }
+    let mut values = Values { groups: [std::ptr::null(); GROUPS], stride: 0, padded: source.padded_values() };
+    for group in block.start / LANES..block.end.div_ceil(LANES) {
+        // SAFETY: the group contains keys of the block.
+        (values.groups[group % GROUPS], values.stride) = unsafe { source.value_rows(group) };
+    }
+    simd.vectorize(WeighBlock { item, values, block, scratch });
+}
+
+/// The value rows of a block.
+#[derive(Clone, Copy)]
+struct Values<E> {
+    /// The first row of each group of sixteen; null where the block has none.
+    groups: [*const E; GROUPS],
+    /// Elements between rows.
+    stride: usize,
+    /// Whether rows are padded to sixteen elements.
+    padded: bool,
+}
+
+/// Adds a block's weighted values to all rows' sums.
+struct WeighBlock<'a, E> {
+    item: &'a Item<'a>,
+    values: Values<E>,
+    block: &'a Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: Element + bytemuck::Zeroable> Kernel for WeighBlock<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { item, values, block, scratch } = self;
+        let panels = item.value_panels();
+        for tile in item.tiles() {
+            let TileView { union, common } = scratch.tile_view(&tile, block);
+            let rows = tile.len();
+            let same = common == union;
+            for panel in (0..panels).step_by(2) {
+                if union.is_empty() {
+                    continue;
+                }
+                let count = (panels - panel).min(2);
+                let at = (tile.start * panels + panel * rows) * LANES;
+                let out = scratch.out[at..at + count * rows * LANES].as_mut_ptr();
+                let weights = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_ptr();
+                let left = item.params.value_dim - panel * LANES;
+                let all =
+                    Weigh { values, weights, keys: common.clone(), panel, count, left, out, stride: rows };
+                let one = |r: usize, keys| {
+                    // SAFETY: row `r` of the tile.
+                    let (weights, out) = unsafe { (weights.add(r * SCORE_STRIDE), out.add(r * LANES)) };
+                    simd.vectorize(OfRows::<E, 1>(Weigh { weights, out, keys, ..all.clone() }));
+                };
+                if !same {
+                    for (r, row) in tile.clone().enumerate() {
+                        let sees = scratch.row_view(row, block);
+                        one(r, sees.start..if common.is_empty() { sees.end } else { common.start });
+                    }
+                }
+                if !common.is_empty() {
+                    with_rows!(rows, R => simd.vectorize(OfRows::<E, R>(all.clone())));
+                    if !same {
+                        for (r, row) in tile.clone().enumerate() {
+                            one(r, common.end..scratch.row_view(row, block).end);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some keys of a block, to be weighed.
+#[derive(Clone)]
+struct Weigh<E> {
+    values: Values<E>,
+    /// `[rows][SCORE_STRIDE]`.
+    weights: *const f32,
+    /// Within the block.
+    keys: Range<usize>,
+    /// The first panel of values, the number of panels, and the elements of a row from there on.
+    panel: usize,
+    count: usize,
+    left: usize,
+    /// Sums of `count` panels, `[count][stride][16]`.
+    out: *mut f32,
+    stride: usize,
+}
+
+/// [`Weigh`] for `R` rows.
+struct OfRows<E, const R: usize>(Weigh<E>);
+
+impl<E: Element + bytemuck::Zeroable, const R: usize> Kernel for OfRows<E, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let weigh = self.0;
+        if R > S::MAX_ROWS || weigh.keys.is_empty() {
+            return;
+        }
+        // SAFETY: `WeighBlock` made the pointers of the shapes that the fields tell.
+        unsafe {
+            if !weigh.values.padded {
+                for p in 0..weigh.count {
+                    weigh.unpadded::<S, R>(simd, p);
+                }
+            } else if weigh.count == 2 && R * 2 <= S::MAX_ROWS {
+                weigh.padded::<S, R, 2>(simd, 0);
+            } else {
+                for p in 0..weigh.count {
+                    weigh.padded::<S, R, 1>(simd, p);
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element + bytemuck::Zeroable> Weigh<E> {
+    /// The keys, cut at groups of sixteen: the first key, the number, and the row of values of the first.
+    #[inline(always)]
+    fn groups(&self) -> impl Iterator<Item = (usize, usize, *const E)> {
+        let (keys, values) = (self.keys.clone(), self.values);
+        (keys.start / LANES..keys.end.div_ceil(LANES)).map(move |group| {
+            let (start, end) = (keys.start.max(group * LANES), keys.end.min((group + 1) * LANES));
+            (start, end - start, values.groups[group].wrapping_add(start % LANES * values.stride))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn padded<S: Simd, const R: usize, const P: usize>(&self, simd: S, skip: usize) {
+        // SAFETY: as the caller says; rows are padded, so every panel has sixteen elements.
+        unsafe {
+            let out = self.out.add(skip * self.stride * LANES);
+            let mut acc = [[simd.splat(0.0); P]; R];
+            for r in 0..R {
+                for p in 0..P {
+                    acc[r][p] = simd.load(out.add((p * self.stride + r) * LANES));
+                }
+            }
+            for (key, count, first) in self.groups() {
+                let columns = std::array::from_fn(|p| first.add((self.panel + skip + p) * LANES));
+                let a = (self.weights.add(key), SCORE_STRIDE, 1);
+                fma_tile::<S, E, R, P>(simd, a, (columns, self.values.stride), count, &mut acc);
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    simd.store(out.add((p * self.stride + r) * LANES), acc[r][p]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpadded<S: Simd, const R: usize>(&self, simd: S, skip: usize) {
+        // SAFETY: as the caller says; no more than the row's elements are read.
+        unsafe {
+            let out = self.out.add(skip * self.stride * LANES);
+            for (key, count, first) in self.groups() {
+                for token in 0..count {
+                    let row = first.add(token * self.values.stride + (self.panel + skip) * LANES);
+                    let column = load_some(simd, row, self.left - skip * LANES);
+                    for r in 0..R {
+                        let weight = simd.splat(*self.weights.add(r * SCORE_STRIDE + key + token));
+                        let sum = out.add(r * LANES);
+                        simd.store(sum, simd.fma(weight, column, simd.load(sum)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn prefetch_values<S: Simd, K: KvSource>(simd: S, item: &Item<'_>, source: K, group: usize) {
+    // SAFETY: the group contains a token of the sequence; a prefetch reads nothing.
+    unsafe {
+        let (rows, stride) = source.value_rows(group);
+        let bytes = item.params.value_dim * size_of::<K::E>();
+        for token in 0..(item.num_keys - group * LANES).min(LANES) {
+            for at in (0..bytes).step_by(LINE) {
+                simd.prefetch(rows.wrapping_add(token * stride).cast::<u8>().wrapping_add(at));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn prefetch_keys<S: Simd, K: KvSource>(simd: S, item: &Item<'_>, source: K, group: usize) {
+    // SAFETY: the group contains a token of the sequence; a prefetch reads nothing.
+    unsafe {
+        if let Some(panel) = source.key_panel(group) {
+            for at in (0..item.params.head_dim * LANES * size_of::<K::E>()).step_by(LINE) {
+                simd.prefetch(panel.cast::<u8>().wrapping_add(at));
+            }
+        }
+    }
+}

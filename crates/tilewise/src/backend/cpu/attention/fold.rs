@@ -1,0 +1,326 @@
+//! What prefill and decode share: the rows of a work item, the softmax of a block, and the end of a row.
+//!
+//! A row is computed as follows, whatever else is computed with it. Keys are taken in chunks of [`KV_CHUNK`] and
+//! blocks of [`KV_BLOCK`] at absolute positions. In a block, scores are chains over `head_dim`; if their maximum
+//! exceeds the chunk's running maximum by more than [`SLACK`], the chunk's sums are rescaled to it; weights are
+//! `2^(score - maximum)`; their sum is kept in sixteen lanes by position; values are added in chains over the
+//! visible keys in order. Chunks are merged in order. Invisible keys enter no chain, so not even their NaNs do.
+
+use std::ops::Range;
+
+use super::super::simd::{Kernel, LANES, Simd};
+use super::super::tile::row_tiles;
+use crate::AttentionParams;
+use crate::plan::{KV_BLOCK, KV_CHUNK, WorkItem};
+use crate::softmax;
+
+/// The running maximum follows only when it is this much (in log2) too small: weights stay below 2^8, and rows
+/// whose maximum creeps up are not rescaled at every step.
+const SLACK: f32 = 8.0;
+
+/// Elements between the score rows of a tile. Not a power of two, so that rows fall into different cache sets.
+pub(super) const SCORE_STRIDE: usize = KV_BLOCK + LANES;
+
+/// One row's running sums within a chunk.
+#[derive(Clone, Copy)]
+pub(super) struct RowState {
+    max: f32,
+    sum: [f32; LANES],
+}
+
+impl RowState {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: [0.0; LANES] };
+}
+
+/// A thread's memory for work items.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Queries of each tile as `[head_dim][rows]`.
+    pub(super) q: Vec<f32>,
+    /// Scores, then weights, of a block: `[rows][SCORE_STRIDE]`.
+    pub(super) scores: Vec<f32>,
+    /// Weighted values of the chunk, of each tile as `[value panels][rows][16]`.
+    pub(super) out: Vec<f32>,
+    /// The same of all earlier chunks.
+    total: Vec<f32>,
+    /// Keys of a block as `[panels][head_dim][16]`.
+    pub(super) keys: Vec<f32>,
+    /// Values of a block as `[value panels][KV_BLOCK][16]`.
+    pub(super) values: Vec<f32>,
+    pub(super) rows: Vec<RowState>,
+    /// `(max, sum)` of all earlier chunks.
+    totals: Vec<(f32, f32)>,
+    /// The keys each row sees.
+    visible: Vec<Range<usize>>,
+}
+
+/// The shape of one work item.
+#[derive(Clone)]
+pub(super) struct Item<'a> {
+    pub params: &'a AttentionParams,
+    pub work: &'a WorkItem,
+    /// Queries and keys of the sequence.
+    pub num_queries: usize,
+    pub num_keys: usize,
+    /// Rows: for each query, the query heads that read this KV head.
+    pub rows: usize,
+    pub max_rows: usize,
+}
+
+impl<'a> Item<'a> {
+    pub(super) fn new(
+        params: &'a AttentionParams,
+        work: &'a WorkItem,
+        lens: (usize, usize),
+        max_rows: usize,
+    ) -> Self {
+        let rows = work.queries.len() * params.group_size();
+        Self { params, work, num_queries: lens.0, num_keys: lens.1, rows, max_rows }
+    }
+
+    pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> + Clone {
+        row_tiles(self.rows, self.max_rows)
+    }
+
+    /// The query (in the sequence) and query head of a row.
+    pub(super) fn query_and_head(&self, row: usize) -> (usize, usize) {
+        let group = self.params.group_size();
+        (self.work.queries.start + row / group, self.work.kv_head * group + row % group)
+    }
+
+    pub(super) fn value_panels(&self) -> usize {
+        self.params.value_dim.div_ceil(LANES)
+    }
+
+    /// The chunks that the item's keys touch.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        pieces(self.work.keys.clone(), KV_CHUNK)
+    }
+}
+
+/// Cuts a range at multiples of `size`.
+fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let pieces = if range.is_empty() { 0..0 } else { range.start / size..range.end.div_ceil(size) };
+    pieces.map(move |piece| range.start.max(piece * size)..range.end.min((piece + 1) * size))
+}
+
+/// The blocks that a range of keys touches, each clipped to it.
+pub(super) fn blocks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    pieces(keys, KV_BLOCK)
+}
+
+/// What the rows of a tile see of a block, counted from the block's (absolute) start.
+pub(super) struct TileView {
+    /// Keys that some row sees: a hull.
+    pub union: Range<usize>,
+    /// Keys that every row sees.
+    pub common: Range<usize>,
+}
+
+impl Scratch {
+    pub(super) fn prepare(&mut self, item: &Item<'_>, widened: bool) {
+        let padded = item.value_panels() * LANES;
+        grow(&mut self.q, item.rows * item.params.head_dim);
+        grow(&mut self.scores, item.rows * SCORE_STRIDE);
+        grow(&mut self.out, item.rows * padded);
+        grow(&mut self.total, item.rows * padded);
+        if widened {
+            grow(&mut self.keys, KV_BLOCK * item.params.head_dim);
+            grow(&mut self.values, KV_BLOCK * padded);
+        }
+        self.rows.clear();
+        self.rows.resize(item.rows, RowState::EMPTY);
+        self.totals.clear();
+        self.totals.resize(item.rows, (f32::NEG_INFINITY, 0.0));
+        self.visible.clear();
+        for row in 0..item.rows {
+            let query = item.query_and_head(row).0;
+            let sees = item.params.mask.visible(query, item.num_queries, item.num_keys);
+            self.visible.push(sees);
+        }
+    }
+
+    /// Starts a chunk: no row has seen a key of it.
+    pub(super) fn start_chunk(&mut self, item: &Item<'_>) {
+        self.rows.fill(RowState::EMPTY);
+        self.out[..item.rows * item.value_panels() * LANES].fill(0.0);
+    }
+
+    /// What one row sees of a block, counted from the block's start.
+    pub(super) fn row_view(&self, row: usize, block: &Range<usize>) -> Range<usize> {
+        let origin = block.start / KV_BLOCK * KV_BLOCK;
+        let sees = &self.visible[row];
+        let start = sees.start.max(block.start);
+        let end = sees.end.min(block.end).max(start);
+        start - origin..end - origin
+    }
+
+    pub(super) fn tile_view(&self, tile: &Range<usize>, block: &Range<usize>) -> TileView {
+        let first = self.row_view(tile.start, block);
+        let mut view = TileView { union: first.clone(), common: first };
+        for row in tile.start + 1..tile.end {
+            let sees = self.row_view(row, block);
+            view.common = view.common.start.max(sees.start)..view.common.end.min(sees.end);
+            if view.union.is_empty() {
+                view.union = sees;
+            } else if !sees.is_empty() {
+                view.union = view.union.start.min(sees.start)..view.union.end.max(sees.end);
+            }
+        }
+        view
+    }
+
+    /// Turns a tile's scores of a block into weights and takes them into the rows' sums.
+    #[inline(always)]
+    fn softmax<S: Simd>(&mut self, simd: S, item: &Item<'_>, tile: &Range<usize>, block: &Range<usize>) {
+        let scale = item.params.sm_scale * std::f32::consts::LOG2_E;
+        for row in tile.clone() {
+            let sees = self.row_view(row, block);
+            if sees.is_empty() {
+                continue;
+            }
+            let scores = &mut self.scores[row * SCORE_STRIDE..][..KV_BLOCK];
+            let state = &mut self.rows[row];
+            let top = row_max(simd, scores, &sees) * scale;
+            if top > state.max + SLACK || state.max == f32::NEG_INFINITY {
+                if state.max != f32::NEG_INFINITY {
+                    let factor = softmax::exp2(state.max - top);
+                    state.sum.iter_mut().for_each(|sum| *sum *= factor);
+                    let panels = item.value_panels();
+                    let out = &mut self.out[tile.start * panels * LANES..][..tile.len() * panels * LANES];
+                    for panel in out.chunks_exact_mut(tile.len() * LANES) {
+                        let own = &mut panel[(row - tile.start) * LANES..][..LANES];
+                        own.iter_mut().for_each(|o| *o *= factor);
+                    }
+                }
+                state.max = top;
+            }
+            row_weights(simd, scores, &sees, scale, state);
+        }
+    }
+
+    /// Takes the chunk's sums of all rows into the totals.
+    #[inline(always)]
+    fn end_chunk<S: Simd>(&mut self, simd: S, item: &Item<'_>) {
+        let panels = item.value_panels();
+        for tile in item.tiles() {
+            for row in tile.clone() {
+                let state = self.rows[row];
+                // SAFETY: `sum` has sixteen elements.
+                let sum = simd.reduce_sum(unsafe { simd.load(state.sum.as_ptr()) });
+                let (max, total) = &mut self.totals[row];
+                let before = *max;
+                softmax::merge_row((max, total, &mut []), (state.max, sum, &[]));
+                if state.max == f32::NEG_INFINITY {
+                    continue;
+                }
+                for panel in 0..panels {
+                    let at = tile.start * panels * LANES + (panel * tile.len() + row - tile.start) * LANES;
+                    let (own, new) = (&mut self.total[at..][..LANES], &self.out[at..][..LANES]);
+                    if before == f32::NEG_INFINITY {
+                        own.copy_from_slice(new);
+                    } else {
+                        let (keep, take) = (softmax::exp2(before - *max), softmax::exp2(state.max - *max));
+                        own.iter_mut().zip(new).for_each(|(o, x)| *o = *o * keep + x * take);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A finished row: its maximum, its sum, and its weighted values, by panels.
+    pub(super) fn finished<'a>(
+        &'a self,
+        item: &Item<'_>,
+        tile: &Range<usize>,
+        row: usize,
+    ) -> (f32, f32, impl Iterator<Item = &'a [f32]> + use<'a>) {
+        let panels = item.value_panels();
+        let rows = tile.len();
+        let all = &self.total[tile.start * panels * LANES..][..rows * panels * LANES];
+        let own = row - tile.start;
+        let (max, sum) = self.totals[row];
+        (max, sum, (0..panels).map(move |panel| &all[(panel * rows + own) * LANES..][..LANES]))
+    }
+}
+
+/// Turns all scores of a block into weights and takes them into the rows' sums.
+pub(super) struct SoftmaxBlock<'a> {
+    pub item: &'a Item<'a>,
+    pub block: &'a Range<usize>,
+    pub scratch: &'a mut Scratch,
+}
+
+impl Kernel for SoftmaxBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for tile in self.item.tiles() {
+            self.scratch.softmax(simd, self.item, &tile, self.block);
+        }
+    }
+}
+
+/// Takes the chunk's sums of all rows into the totals.
+pub(super) struct EndChunk<'a> {
+    pub item: &'a Item<'a>,
+    pub scratch: &'a mut Scratch,
+}
+
+impl Kernel for EndChunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.scratch.end_chunk(simd, self.item);
+    }
+}
+
+/// The largest of the visible scores; NaNs are passed over.
+#[inline(always)]
+fn row_max<S: Simd>(simd: S, scores: &[f32], sees: &Range<usize>) -> f32 {
+    let mut max = simd.splat(f32::NEG_INFINITY);
+    for group in sees.start / LANES..sees.end.div_ceil(LANES) {
+        let at = group * LANES;
+        // SAFETY: `sees` lies inside the block, and `scores` holds all of the block's lanes.
+        let mut v = unsafe { simd.load(scores[at..at + LANES].as_ptr()) };
+        if sees.start > at || sees.end < at + LANES {
+            v = simd.keep_range(v, sees.start.saturating_sub(at), sees.end - at, f32::NEG_INFINITY);
+        }
+        max = simd.max(v, max);
+    }
+    simd.reduce_max(max)
+}
+
+/// Replaces the visible scores by weights and adds them to the row's sum; other lanes of their groups become 0.
+#[inline(always)]
+fn row_weights<S: Simd>(simd: S, scores: &mut [f32], sees: &Range<usize>, scale: f32, state: &mut RowState) {
+    // SAFETY: `sum` has sixteen elements.
+    let mut sum = unsafe { simd.load(state.sum.as_ptr()) };
+    let (factor, shift) = (simd.splat(scale), simd.splat(-state.max));
+    let nothing = state.max == f32::NEG_INFINITY;
+    for group in sees.start / LANES..sees.end.div_ceil(LANES) {
+        let at = group * LANES;
+        let lanes = &mut scores[at..at + LANES];
+        // SAFETY: `lanes` has sixteen elements.
+        let mut v = unsafe { simd.load(lanes.as_ptr()) };
+        v = simd.exp2(simd.fma(v, factor, shift));
+        if nothing {
+            v = simd.splat(0.0);
+        } else if sees.start > at || sees.end < at + LANES {
+            v = simd.keep_range(v, sees.start.saturating_sub(at), sees.end - at, 0.0);
+        }
+        // SAFETY: as above.
+        unsafe { simd.store(lanes.as_mut_ptr(), v) };
+        sum = simd.add(sum, v);
+    }
+    // SAFETY: as above.
+    unsafe { simd.store(state.sum.as_mut_ptr(), sum) };
+}
+
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+}

@@ -1,0 +1,305 @@
+//! Attention on the CPU: the kernels, the rules that choose among them, and the launch.
+
+mod append;
+mod decode;
+mod fold;
+mod output;
+mod prefill;
+mod scalar;
+mod source;
+
+pub(super) use append::append_kv;
+pub(super) use fold::Scratch;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use self::fold::{EndChunk, Item};
+use self::output::Output;
+use self::source::{KvSource, Paged, Stored, Tokens};
+use super::buffer::{elements, host};
+use super::simd::{Element, Kernel, LANES, Level, Simd};
+use super::threads::Pool;
+use super::tile::load_some;
+use crate::device::check_view;
+use crate::dispatch::{KernelInfo, Rule, Split};
+use crate::plan::WorkItem;
+use crate::{AttentionPlan, DType, Error, Kv, KvLayer, Result, Tensor, TokenView};
+
+/// The kernels, in the order of [`Path`].
+pub(super) const KERNELS: &[KernelInfo] = &[
+    KernelInfo { name: "prefill", split: Split::Queries, refuses: |_| None },
+    KernelInfo { name: "decode-split-kv", split: Split::Keys, refuses: |_| None },
+    KernelInfo { name: "reference", split: Split::Queries, refuses: |_| None },
+];
+
+/// The rules, first match first.
+pub(super) const RULES: &[Rule] = &[
+    Rule {
+        kernel: "decode-split-kv",
+        when: "at most 6 rows (queries x query heads per KV head): one register tile, memory decides",
+        applies: |params, regime| regime.num_queries * params.group_size() <= 6,
+        evidence: "bench/records/2026-11-22-zen3.csv",
+    },
+    Rule {
+        kernel: "prefill",
+        when: "otherwise",
+        applies: |_, _| true,
+        evidence: "bench/records/2026-11-22-zen3.csv",
+    },
+];
+
+/// What a work item does; the index in [`KERNELS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Prefill,
+    Decode,
+    Reference,
+}
+
+/// Rows of a prefill work item: the second cache holds a block's widened keys and values, and per row the query,
+/// the sums and the scores.
+pub(super) fn tile_rows(head_dim: usize) -> usize {
+    match head_dim {
+        0..=128 => 126,
+        129..=256 => 66,
+        _ => 36,
+    }
+}
+
+/// Where the work of one launch runs.
+pub(super) struct Launch<'a> {
+    pub level: Level,
+    pub pool: &'a Pool,
+    pub scratch: &'a [Mutex<Scratch>],
+}
+
+impl Launch<'_> {
+    /// Runs a plan; see [`crate::Device::attention`].
+    pub(super) fn attention(
+        &self,
+        plan: &AttentionPlan,
+        q: TokenView<'_>,
+        kv: Kv<'_>,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+    ) -> Result<()> {
+        let params = &plan.params;
+        check_view("q", &q, (params.num_qo_heads, params.head_dim), params.q_dtype, plan.layout.qo_indptr())?;
+        check_kv(plan, &kv)?;
+        let mut workspace = vec![0.0f32; plan.workspace];
+        let output = Output::new(plan, out, lse, &mut workspace)?;
+        match params.kv_dtype {
+            DType::F32 => self.typed::<f32>(plan, q, kv, &output),
+            DType::F16 => self.typed::<half::f16>(plan, q, kv, &output),
+            DType::Bf16 => self.typed::<half::bf16>(plan, q, kv, &output),
+            DType::U32 => Err(Error::unsupported("attention", "u32 keys")),
+        }
+    }
+
+    fn typed<E>(&self, plan: &AttentionPlan, q: TokenView<'_>, kv: Kv<'_>, output: &Output<'_>) -> Result<()>
+    where
+        E: Element + bytemuck::Pod + Stored,
+    {
+        match kv {
+            Kv::Paged(layer) => {
+                let keys = host(layer.keys.buffer())?.slice::<E::Paged>();
+                let values = host(layer.values.buffer())?.slice::<E::Paged>();
+                self.run(plan, q, output, |work| paged_source(plan, layer, (keys, values), work))
+            }
+            Kv::Contiguous { keys, values } => {
+                let (k, v) = (elements::<E>(keys.tensor)?, elements::<E>(values.tensor)?);
+                self.run(plan, q, output, |work| {
+                    let first = plan.layout.kv_indptr()[work.sequence] as usize;
+                    let start = |view: &TokenView<'_>| {
+                        view.start(work.sequence, first) + work.kv_head * view.head_stride
+                    };
+                    Tokens {
+                        keys: k[start(&keys).min(k.len())..].as_ptr(),
+                        values: v[start(&values).min(v.len())..].as_ptr(),
+                        key_stride: keys.token_stride,
+                        value_stride: values.token_stride,
+                        value_dim: plan.params.value_dim,
+                    }
+                })
+            }
+        }
+    }
+
+    fn run<K: KvSource>(
+        &self,
+        plan: &AttentionPlan,
+        q: TokenView<'_>,
+        output: &Output<'_>,
+        source: impl Fn(&WorkItem) -> K + Sync,
+    ) -> Result<()> {
+        let queries = Queries::new(q)?;
+        self.pool.run(plan.work.len(), &|thread, index| {
+            let work = &plan.work[index];
+            let mut scratch = self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let source = source(work);
+            self.level.run(RunItem { plan, work, queries: &queries, source, output, scratch: &mut scratch });
+        });
+        self.pool.run(plan.merges.len(), &|_, index| output.merge(plan, &plan.merges[index]));
+        Ok(())
+    }
+}
+
+fn paged_source<'a, P>(
+    plan: &'a AttentionPlan,
+    layer: &KvLayer,
+    (keys, values): (&[P], &[P]),
+    work: &WorkItem,
+) -> Paged<'a, P> {
+    let config = &layer.config;
+    let value_row = config.value_dim.next_multiple_of(LANES);
+    let (key_head, value_head) = (config.page_size * config.head_dim, config.page_size * value_row);
+    Paged {
+        keys: keys[work.kv_head * key_head..].as_ptr(),
+        values: values[work.kv_head * value_head..].as_ptr(),
+        key_page: config.num_kv_heads * key_head,
+        value_page: config.num_kv_heads * value_head,
+        pages: plan.layout.pages(work.sequence),
+        page_size: config.page_size,
+        head_dim: config.head_dim,
+        value_row,
+    }
+}
+
+/// Checks keys and values against the plan, pages included, before anything is read.
+fn check_kv(plan: &AttentionPlan, kv: &Kv<'_>) -> Result<()> {
+    let params = &plan.params;
+    match kv {
+        Kv::Paged(layer) => check_pages(plan, layer),
+        Kv::Contiguous { keys, values } => {
+            let indptr = plan.layout.kv_indptr();
+            check_view("keys", keys, (params.num_kv_heads, params.head_dim), params.kv_dtype, indptr)?;
+            check_view("values", values, (params.num_kv_heads, params.value_dim), params.kv_dtype, indptr)
+        }
+    }
+}
+
+/// Checks that a layer is what the plan expects and holds every page of its table.
+fn check_pages(plan: &AttentionPlan, layer: &KvLayer) -> Result<()> {
+    let (params, config) = (&plan.params, &layer.config);
+    let Some(table) = plan.layout.page_table() else {
+        return Err(Error::shape("pages", "the batch was laid out without a page table"));
+    };
+    let planned = (params.num_kv_heads, params.head_dim, params.value_dim, params.kv_dtype, table.page_size);
+    let got = (config.num_kv_heads, config.head_dim, config.value_dim, config.dtype, config.page_size);
+    if planned != got {
+        return Err(Error::shape("pages", format!("the cache is {got:?}, planned {planned:?}")));
+    }
+    match plan.layout.max_page() {
+        Some(page) if page as usize >= config.num_pages => {
+            Err(Error::shape("pages", format!("page {page} of a cache of {}", config.num_pages)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The queries of a launch.
+struct Queries<'a> {
+    view: TokenView<'a>,
+    elements: QueryElements<'a>,
+}
+
+enum QueryElements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [half::f16]),
+    Bf16(&'a [half::bf16]),
+}
+
+impl<'a> Queries<'a> {
+    fn new(view: TokenView<'a>) -> Result<Self> {
+        let elements = match view.tensor.dtype() {
+            DType::F16 => QueryElements::F16(elements(view.tensor)?),
+            DType::Bf16 => QueryElements::Bf16(elements(view.tensor)?),
+            _ => QueryElements::F32(elements(view.tensor)?),
+        };
+        Ok(Self { view, elements })
+    }
+
+    /// Packs the item's rows into tiles `[head_dim][rows]`.
+    #[inline(always)]
+    fn pack<S: Simd>(&self, simd: S, plan: &AttentionPlan, item: &Item<'_>, to: &mut [f32]) {
+        let first = plan.layout.qo_indptr()[item.work.sequence] as usize;
+        let start = self.view.start(item.work.sequence, first);
+        let head_dim = item.params.head_dim;
+        for tile in item.tiles() {
+            let rows = tile.len();
+            let to = &mut to[tile.start * head_dim..tile.end * head_dim];
+            for (r, row) in tile.enumerate() {
+                let (query, head) = item.query_and_head(row);
+                let at = start + query * self.view.token_stride + head * self.view.head_stride;
+                match self.elements {
+                    QueryElements::F32(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
+                    QueryElements::F16(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
+                    QueryElements::Bf16(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
+                }
+            }
+        }
+    }
+}
+
+/// Widens a vector to every `stride`-th element.
+#[inline(always)]
+fn spread<S: Simd, E: Element + bytemuck::Zeroable>(simd: S, from: &[E], to: &mut [f32], stride: usize) {
+    let mut lanes = [0.0f32; LANES];
+    for (group, from) in from.chunks(LANES).enumerate() {
+        // SAFETY: `from` has that many elements, `lanes` sixteen.
+        unsafe { simd.store(lanes.as_mut_ptr(), load_some(simd, from.as_ptr(), from.len())) };
+        for (lane, x) in lanes.iter().take(from.len()).enumerate() {
+            to[(group * LANES + lane) * stride] = *x;
+        }
+    }
+}
+
+/// One work item, on some instruction set.
+struct RunItem<'a, K> {
+    plan: &'a AttentionPlan,
+    work: &'a WorkItem,
+    queries: &'a Queries<'a>,
+    source: K,
+    output: &'a Output<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl<K: KvSource> Kernel for RunItem<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { plan, work, queries, source, output, scratch } = self;
+        let lens = (plan.layout.num_queries(work.sequence), plan.layout.num_keys(work.sequence));
+        let item = Item::new(&plan.params, work, lens, S::MAX_ROWS);
+        let path = [Path::Prefill, Path::Decode, Path::Reference][work.kernel];
+        scratch.prepare(&item, path != Path::Decode || !paged(&source, work));
+        queries.pack(simd, plan, &item, &mut scratch.q);
+        if path == Path::Reference {
+            // SAFETY: the source is of the item's sequence.
+            unsafe {
+                scalar::attend(simd, &item, source, scratch, |row, state| {
+                    output.store_state(plan, &item, row, state)
+                })
+            };
+            return;
+        }
+        for chunk in item.chunks() {
+            let chunk: Range<usize> = chunk;
+            scratch.start_chunk(&item);
+            match path {
+                Path::Prefill => prefill::fold_chunk(simd, &item, source, chunk, scratch),
+                _ => decode::fold_chunk(simd, &item, source, chunk, scratch),
+            }
+            simd.vectorize(EndChunk { item: &item, scratch });
+        }
+        output.store(plan, &item, scratch);
+    }
+}
+
+/// Whether keys are stored in panels, so that decode widens nothing into memory.
+fn paged<K: KvSource>(source: &K, work: &WorkItem) -> bool {
+    // SAFETY: the group is looked at only if the item has keys, and then contains one of them.
+    work.keys.is_empty() || unsafe { source.key_panel(work.keys.start / LANES) }.is_some()
+}

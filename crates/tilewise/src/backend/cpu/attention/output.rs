@@ -1,0 +1,168 @@
+//! Where finished rows go.
+
+use super::super::buffer::{SharedMut, elements_mut, f32s_mut};
+use super::super::simd::LANES;
+use super::fold::{Item, Scratch};
+use crate::plan::MergeItem;
+use crate::softmax::{lse, merge_row};
+use crate::{AttentionPlan, DType, Error, Result, SoftmaxState, Tensor};
+
+enum Elements {
+    F32(SharedMut<f32>),
+    F16(SharedMut<half::f16>),
+    Bf16(SharedMut<half::bf16>),
+}
+
+/// The outputs of a launch, written by many threads, each its own rows.
+pub(super) struct Output<'a> {
+    out: Elements,
+    lse: Option<SharedMut<f32>>,
+    workspace: SharedMut<f32>,
+    /// Elements between tokens and heads in units of one head's row, and, for dense outputs, between sequences.
+    token_stride: usize,
+    head_stride: usize,
+    batch_stride: Option<usize>,
+    borrowed: std::marker::PhantomData<&'a mut Tensor>,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(
+        plan: &AttentionPlan,
+        out: &'a mut Tensor,
+        lse: Option<&'a mut Tensor>,
+        workspace: &'a mut [f32],
+    ) -> Result<Self> {
+        let (heads, dim) = (plan.params.num_qo_heads, plan.params.value_dim);
+        let total = plan.layout.total_queries();
+        let dense = out.shape().len() == 4;
+        let want = total * heads * dim;
+        if dense {
+            let tokens = out.shape()[2];
+            let same = (0..plan.layout.num_sequences()).all(|b| plan.layout.num_queries(b) == tokens);
+            if out.shape() != [plan.layout.num_sequences(), heads, tokens, dim] || !same {
+                return Err(Error::shape("attention out", format!("{out:?} is not the batch's dense shape")));
+            }
+        } else if out.len() != want || out.rows() != total {
+            return Err(Error::shape(
+                "attention out",
+                format!("{out:?} for {total} tokens of {heads} x {dim}"),
+            ));
+        }
+        if let Some(lse) = &lse
+            && lse.len() != total * heads
+        {
+            return Err(Error::shape(
+                "attention lse",
+                format!("{lse:?} for {total} tokens of {heads} heads"),
+            ));
+        }
+        let tokens = if dense { out.shape()[2] } else { 0 };
+        Ok(Self {
+            out: match out.dtype() {
+                DType::F32 => Elements::F32(SharedMut::new(elements_mut(out)?)),
+                DType::F16 => Elements::F16(SharedMut::new(elements_mut(out)?)),
+                DType::Bf16 => Elements::Bf16(SharedMut::new(elements_mut(out)?)),
+                DType::U32 => return Err(Error::unsupported("attention", "u32 outputs")),
+            },
+            lse: lse.map(|lse| f32s_mut("attention lse", lse)).transpose()?.map(SharedMut::new),
+            workspace: SharedMut::new(workspace),
+            token_stride: if dense { 1 } else { heads },
+            head_stride: if dense { tokens } else { 1 },
+            batch_stride: dense.then_some(heads * tokens),
+            borrowed: std::marker::PhantomData,
+        })
+    }
+
+    /// Writes the item's rows, or their states if the item has only some of their keys.
+    pub(super) fn store(&self, plan: &AttentionPlan, item: &Item<'_>, scratch: &Scratch) {
+        let dim = item.params.value_dim;
+        let mut values = [0.0f32; 512 + LANES];
+        for tile in item.tiles() {
+            for row in tile.clone() {
+                let (max, sum, panels) = scratch.finished(item, &tile, row);
+                for (to, panel) in values.chunks_exact_mut(LANES).zip(panels) {
+                    to.copy_from_slice(panel);
+                }
+                match item.work.partial {
+                    None => {
+                        let (query, head) = item.query_and_head(row);
+                        self.finish((plan, item.work.sequence, query, head), max, sum, &mut values[..dim]);
+                    }
+                    Some(at) => {
+                        // SAFETY: the plan gives every item its own part of the workspace.
+                        let state = unsafe { self.workspace.get(at + row * (dim + 2), dim + 2) };
+                        state[0] = max;
+                        state[1] = sum;
+                        state[2..].copy_from_slice(&values[..dim]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes one row from its state.
+    pub(super) fn store_state(
+        &self,
+        plan: &AttentionPlan,
+        item: &Item<'_>,
+        row: usize,
+        mut state: SoftmaxState,
+    ) {
+        let (query, head) = item.query_and_head(row);
+        self.finish((plan, item.work.sequence, query, head), state.max, state.sum, &mut state.out);
+    }
+
+    /// Merges the states of all rows of a head in the order of their chunks, and writes the rows.
+    pub(super) fn merge(&self, plan: &AttentionPlan, merge: &MergeItem) {
+        let dim = plan.params.value_dim;
+        let group = plan.params.group_size();
+        let rows = plan.layout.num_queries(merge.sequence) * group;
+        for row in 0..rows {
+            let at = |chunk: usize| merge.first_partial + (chunk * rows + row) * (dim + 2);
+            // SAFETY: all items are done, and no other merge has these rows.
+            let own = unsafe { self.workspace.get(at(0), dim + 2) };
+            let (scalars, out) = own.split_at_mut(2);
+            let (max, sum) = scalars.split_at_mut(1);
+            for chunk in 1..merge.chunks {
+                // SAFETY: as above; another chunk's part.
+                let other = unsafe { self.workspace.get(at(chunk), dim + 2) };
+                merge_row((&mut max[0], &mut sum[0], out), (other[0], other[1], &other[2..]));
+            }
+            let place = (plan, merge.sequence, row / group, merge.kv_head * group + row % group);
+            self.finish(place, max[0], sum[0], out);
+        }
+    }
+
+    /// Normalises a row and writes it and its lse.
+    fn finish(
+        &self,
+        (plan, sequence, query, head): (&AttentionPlan, usize, usize, usize),
+        max: f32,
+        sum: f32,
+        values: &mut [f32],
+    ) {
+        let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        values.iter_mut().for_each(|x| *x *= scale);
+        let first = plan.layout.qo_indptr()[sequence] as usize;
+        let start = self.batch_stride.map_or(first * self.token_stride, |stride| sequence * stride);
+        let index = start + query * self.token_stride + head * self.head_stride;
+        let (at, len) = (index * values.len(), values.len());
+        // SAFETY: every query and head is one row of one item or merge, so no two threads write the same row.
+        unsafe {
+            match &self.out {
+                Elements::F32(out) => out.get(at, len).copy_from_slice(values),
+                Elements::F16(out) => narrow(values, out.get(at, len), half::f16::from_f32),
+                Elements::Bf16(out) => narrow(values, out.get(at, len), half::bf16::from_f32),
+            }
+            if let Some(lses) = &self.lse {
+                lses.get(index, 1)[0] = lse(max, sum);
+            }
+        }
+    }
+}
+
+fn narrow<T>(values: &[f32], out: &mut [T], convert: fn(f32) -> T) {
+    for (o, x) in out.iter_mut().zip(values) {
+        *o = convert(*x);
+    }
+}

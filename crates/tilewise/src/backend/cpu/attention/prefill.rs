@@ -1,0 +1,191 @@
+//! Many queries: keys and values of a block are widened once into panels, then used by all row tiles.
+//!
+//! Loops run panel by panel, so that 8 KiB of keys or values stay in the first cache while the tiles of queries
+//! or weights stream past them from the second. Key panels that no row of a tile sees are skipped.
+
+use std::ops::Range;
+
+use super::super::simd::{Kernel, LANES, Simd};
+use super::super::tile::{fma_tile, load_some, with_rows};
+use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
+use super::source::KvSource;
+use crate::plan::KV_BLOCK;
+
+/// Folds a chunk of keys into the item's rows.
+#[inline(always)]
+pub(super) fn fold_chunk<S: Simd, K: KvSource>(
+    simd: S,
+    item: &Item<'_>,
+    source: K,
+    chunk: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    for block in blocks(chunk) {
+        // SAFETY: the block lies inside the sequence's keys.
+        unsafe { widen_block(simd, item, source, &block, scratch) };
+        simd.vectorize(FoldBlock { item, block: &block, scratch });
+    }
+}
+
+/// Widens the block's keys and values.
+///
+/// # Safety
+/// `block` must be keys of the sequence that `source` is of.
+#[inline(always)]
+unsafe fn widen_block<S: Simd, K: KvSource>(
+    simd: S,
+    item: &Item<'_>,
+    source: K,
+    block: &Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let head_dim = item.params.head_dim;
+    let value_dim = item.params.value_dim;
+    for group in block.start / LANES..block.end.div_ceil(LANES) {
+        let local = group % (KV_BLOCK / LANES);
+        let tokens = (item.num_keys - group * LANES).min(LANES);
+        let keys = &mut scratch.keys[local * LANES * head_dim..][..LANES * head_dim];
+        // SAFETY: the group starts below `num_keys` and has `tokens` tokens; `keys` is a whole panel.
+        unsafe { source.widen_keys(simd, group, tokens, head_dim, keys.as_mut_ptr()) };
+        // SAFETY: as above.
+        let (rows, stride) = unsafe { source.value_rows(group) };
+        for panel in 0..item.value_panels() {
+            let at = (panel * KV_BLOCK + local * LANES) * LANES;
+            let values = &mut scratch.values[at..at + LANES * LANES];
+            for (token, to) in values.chunks_exact_mut(LANES).take(tokens).enumerate() {
+                // SAFETY: the token has `value_dim` elements, the padded row whole panels; `to` has sixteen.
+                unsafe {
+                    let from = rows.add(token * stride + panel * LANES);
+                    let left = if source.padded_values() { LANES } else { value_dim - panel * LANES };
+                    simd.store(to.as_mut_ptr(), load_some(simd, from, left));
+                }
+            }
+        }
+    }
+}
+
+/// Scores, weights and weighted values of a widened block; the same code for every source.
+struct FoldBlock<'a> {
+    item: &'a Item<'a>,
+    block: &'a Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for FoldBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { item, block, scratch } = self;
+        score_block(simd, item, block, scratch);
+        simd.vectorize(SoftmaxBlock { item, block, scratch });
+        weigh_block(simd, item, block, scratch);
+    }
+}
+
+#[inline(always)]
+fn score_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch: &mut Scratch) {
+    let head_dim = item.params.head_dim;
+    let first = block.start % KV_BLOCK / LANES;
+    let last = (block.end - block.start / KV_BLOCK * KV_BLOCK).div_ceil(LANES);
+    for panel in first..last {
+        for tile in item.tiles() {
+            let TileView { union, .. } = scratch.tile_view(&tile, block);
+            if union.is_empty() || union.start >= (panel + 1) * LANES || union.end <= panel * LANES {
+                continue;
+            }
+            let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
+            let keys = scratch.keys[panel * LANES * head_dim..][..LANES * head_dim].as_ptr();
+            let scores = &mut scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE];
+            with_rows!(tile.len(), R => {
+                if R <= S::MAX_ROWS {
+                    let mut acc = [[simd.splat(0.0)]; R];
+                    // SAFETY: `q` is `[head_dim][R]`, `keys` a panel `[head_dim][16]`.
+                    unsafe { fma_tile::<S, f32, R, 1>(simd, (q, 1, R), ([keys], LANES), head_dim, &mut acc) };
+                    for r in 0..R {
+                        let to = &mut scores[r * SCORE_STRIDE + panel * LANES..][..LANES];
+                        // SAFETY: `to` has sixteen elements.
+                        unsafe { simd.store(to.as_mut_ptr(), acc[r][0]) };
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[inline(always)]
+fn weigh_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch: &mut Scratch) {
+    let panels = item.value_panels();
+    for panel in 0..panels {
+        for tile in item.tiles() {
+            let TileView { union, common } = scratch.tile_view(&tile, block);
+            if union.is_empty() {
+                continue;
+            }
+            let rows = tile.len();
+            let values = scratch.values[panel * KV_BLOCK * LANES..][..KV_BLOCK * LANES].as_ptr();
+            let at = (tile.start * panels + panel * rows) * LANES;
+            let out = scratch.out[at..at + rows * LANES].as_mut_ptr();
+            let weights = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_ptr();
+            // SAFETY: weights are `[rows][SCORE_STRIDE]`, values `[KV_BLOCK][16]`, sums `[rows][16]`; the ranges
+            // lie inside the block.
+            unsafe {
+                if common == union {
+                    with_rows!(rows, R => simd.vectorize(Weigh::<R> { weights, values, keys: common, out }));
+                    continue;
+                }
+                let whole = !common.is_empty();
+                for (r, row) in tile.clone().enumerate() {
+                    let sees = scratch.row_view(row, block);
+                    let head = sees.start..if whole { common.start } else { sees.end };
+                    let (weights, out) = (weights.add(r * SCORE_STRIDE), out.add(r * LANES));
+                    simd.vectorize(Weigh::<1> { weights, values, keys: head, out });
+                }
+                if whole {
+                    with_rows!(rows, R => simd.vectorize(Weigh::<R> { weights, values, keys: common.clone(), out }));
+                    for (r, row) in tile.clone().enumerate() {
+                        let tail = common.end..scratch.row_view(row, block).end;
+                        let (weights, out) = (weights.add(r * SCORE_STRIDE), out.add(r * LANES));
+                        simd.vectorize(Weigh::<1> { weights, values, keys: tail, out });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the weighted values of some keys of a block to the sums of `R` rows.
+struct Weigh<const R: usize> {
+    /// `[R][SCORE_STRIDE]`.
+    weights: *const f32,
+    /// `[KV_BLOCK][16]`.
+    values: *const f32,
+    /// Within the block.
+    keys: Range<usize>,
+    /// `[R][16]`.
+    out: *mut f32,
+}
+
+impl<const R: usize> Kernel for Weigh<R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { weights, values, keys, out } = self;
+        if R > S::MAX_ROWS || keys.is_empty() {
+            return;
+        }
+        // SAFETY: `weigh_block`, which alone makes this, gives pointers of these shapes into the scratch memory.
+        unsafe {
+            let mut acc = [[simd.splat(0.0)]; R];
+            for r in 0..R {
+                acc[r][0] = simd.load(out.add(r * LANES));
+            }
+            let (a, b) = (weights.add(keys.start), values.add(keys.start * LANES));
+            fma_tile::<S, f32, R, 1>(simd, (a, SCORE_STRIDE, 1), ([b], LANES), keys.len(), &mut acc);
+            for r in 0..R {
+                simd.store(out.add(r * LANES), acc[r][0]);
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Where the keys and values of one KV head of one sequence are.
+
+use super::super::simd::{Element, LANES, PairedBf16, Simd};
+use super::super::tile::{load_some, widen};
+
+/// Keys and values of one head, by groups of sixteen tokens from the sequence's start.
+///
+/// # Safety
+/// Implementations hold pointers; every method requires that the group contains a token of the sequence.
+pub(super) trait KvSource: Copy + Send + Sync {
+    type E: Element + bytemuck::Zeroable;
+
+    /// The group's keys as `[head_dim][16]`, where they are stored so.
+    unsafe fn key_panel(&self, group: usize) -> Option<*const Self::E>;
+
+    /// The group's values: rows of at least `value_dim` elements, and the elements between rows.
+    unsafe fn value_rows(&self, group: usize) -> (*const Self::E, usize);
+
+    /// Whether value rows are padded to sixteen elements.
+    fn padded_values(&self) -> bool;
+
+    /// Widens the first `tokens` keys of a group to `[head_dim][16]`; other lanes are unspecified.
+    unsafe fn widen_keys<S: Simd>(&self, simd: S, group: usize, tokens: usize, head_dim: usize, to: *mut f32);
+}
+
+/// Pages written by `append_kv`: keys in panels `[head_dim][16]`, values in rows padded to sixteen elements.
+#[derive(Clone, Copy)]
+pub(super) struct Paged<'a, E> {
+    /// The head's part of page 0.
+    pub keys: *const E,
+    /// The head's part of page 0.
+    pub values: *const E,
+    /// Elements between pages.
+    pub key_page: usize,
+    pub value_page: usize,
+    pub pages: &'a [u32],
+    pub page_size: usize,
+    pub head_dim: usize,
+    /// Elements between value rows.
+    pub value_row: usize,
+}
+
+// SAFETY: the pointers are to tensors borrowed for the launch, and only read.
+unsafe impl<E: Sync> Send for Paged<'_, E> {}
+// SAFETY: as above.
+unsafe impl<E: Sync> Sync for Paged<'_, E> {}
+
+impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
+    type E = E;
+
+    #[inline(always)]
+    unsafe fn key_panel(&self, group: usize) -> Option<*const E> {
+        let token = group * LANES;
+        let page = self.pages[token / self.page_size] as usize;
+        // SAFETY: the plan checked that every page of the table lies inside the tensor.
+        Some(unsafe { self.keys.add(page * self.key_page + token % self.page_size * self.head_dim) })
+    }
+
+    #[inline(always)]
+    unsafe fn value_rows(&self, group: usize) -> (*const E, usize) {
+        let token = group * LANES;
+        let page = self.pages[token / self.page_size] as usize;
+        // SAFETY: as above.
+        let rows =
+            unsafe { self.values.add(page * self.value_page + token % self.page_size * self.value_row) };
+        (rows, self.value_row)
+    }
+
+    #[inline(always)]
+    fn padded_values(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn widen_keys<S: Simd>(&self, simd: S, group: usize, _: usize, head_dim: usize, to: *mut f32) {
+        // SAFETY: a panel is `head_dim` groups of sixteen; `to` has room for them by the caller's word.
+        unsafe {
+            if let Some(panel) = self.key_panel(group) {
+                for d in 0..head_dim {
+                    widen(simd, panel.add(d * LANES), to.add(d * LANES));
+                }
+            }
+        }
+    }
+}
+
+/// Token-major vectors at fixed strides.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens<E> {
+    pub keys: *const E,
+    pub values: *const E,
+    /// Elements between tokens.
+    pub key_stride: usize,
+    pub value_stride: usize,
+    pub value_dim: usize,
+}
+
+// SAFETY: the pointers are to tensors borrowed for the launch, and only read.
+unsafe impl<E: Sync> Send for Tokens<E> {}
+// SAFETY: as above.
+unsafe impl<E: Sync> Sync for Tokens<E> {}
+
+impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
+    type E = E;
+
+    #[inline(always)]
+    unsafe fn key_panel(&self, _: usize) -> Option<*const E> {
+        None
+    }
+
+    #[inline(always)]
+    unsafe fn value_rows(&self, group: usize) -> (*const E, usize) {
+        // SAFETY: the group starts at a token of the sequence.
+        (unsafe { self.values.add(group * LANES * self.value_stride) }, self.value_stride)
+    }
+
+    #[inline(always)]
+    fn padded_values(&self) -> bool {
+        self.value_dim.is_multiple_of(LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn widen_keys<S: Simd>(
+        &self,
+        simd: S,
+        group: usize,
+        tokens: usize,
+        head_dim: usize,
+        to: *mut f32,
+    ) {
+        // SAFETY: `tokens` keys of `head_dim` elements from the group's start on are readable; lanes beyond repeat
+        // the last of them, and `to` has room for `head_dim` groups of sixteen.
+        unsafe {
+            let first = self.keys.add(group * LANES * self.key_stride);
+            for d in (0..head_dim).step_by(LANES) {
+                let rows: [S::V; LANES] = std::array::from_fn(|token| {
+                    load_some(simd, first.add(token.min(tokens - 1) * self.key_stride + d), head_dim - d)
+                });
+                if head_dim - d >= LANES {
+                    simd.store_transposed(&rows, to.add(d * LANES), LANES);
+                } else {
+                    let mut columns = [0.0f32; LANES * LANES];
+                    simd.store_transposed(&rows, columns.as_mut_ptr(), LANES);
+                    let rest = (head_dim - d) * LANES;
+                    std::ptr::copy_nonoverlapping(columns.as_ptr(), to.add(d * LANES), rest);
+                }
+            }
+        }
+    }
+}
+
+/// The element type that a paged cache stores for each dtype's token-major type.
+pub(super) trait Stored {
+    type Paged: Element + bytemuck::Pod;
+}
+
+impl Stored for f32 {
+    type Paged = Self;
+}
+
+impl Stored for half::f16 {
+    type Paged = Self;
+}
+
+impl Stored for half::bf16 {
+    type Paged = PairedBf16;
+}

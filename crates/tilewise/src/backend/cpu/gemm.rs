@@ -1,0 +1,479 @@
+//! Linear layers over packed weights: one chain per output, whatever the number of rows.
+//!
+//! A matrix `[out, in]` is packed once into panels `[out / 16][in][16]`, lanes over output features. An output is
+//! a chain of fused multiply-adds over the inputs in order, so one row and many rows agree in every bit:
+//! - Up to one register tile of rows, weights are widened in registers and memory decides. Several panels are
+//!   streamed at once, since one stream does not fill the memory's bandwidth.
+//! - With more rows a slice of a panel is widened once into the first cache and used by all row tiles, which keep
+//!   their chains in memory between slices.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::buffer::{HostBuffer, SharedMut, host};
+use super::simd::{Element, Kernel, LANES, Level, PairedBf16, Simd, paired};
+use super::threads::Pool;
+use super::tile::{fma_tile, row_tiles, widen, with_rows};
+use crate::{DType, Error, HostTensor, Linear, Result};
+
+/// Inputs per slice: sixteen KiB of widened weights, half of the first cache.
+const SLICE: usize = 256;
+
+/// Rows whose packed inputs are used together before the next rows are begun; they should fit the last cache.
+const ROW_BLOCK: usize = 480;
+
+/// Panels handed to a thread at once.
+const PANELS: usize = 8;
+
+/// Inputs between a weight's prefetch and its use, when memory decides.
+const AHEAD: usize = 128;
+
+/// An element type of packed weights.
+trait Weight: Element + bytemuck::Pod {
+    fn place(lane: usize) -> usize {
+        lane
+    }
+
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Weight for f32 {
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+impl Weight for half::f16 {
+    fn from_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+impl Weight for PairedBf16 {
+    fn place(lane: usize) -> usize {
+        paired(lane)
+    }
+
+    fn from_f32(x: f32) -> Self {
+        Self(half::bf16::from_f32(x).to_bits())
+    }
+}
+
+/// Packs matrices under each other; see [`crate::Device::pack_linear`].
+pub(super) fn pack(
+    pool: &Pool,
+    parts: &[HostTensor<'_>],
+    bias: Option<&[f32]>,
+    dtype: DType,
+) -> Result<Linear> {
+    let Some(&[_, in_features]) = parts.first().map(|part| part.shape) else {
+        return Err(Error::shape("pack_linear", "needs matrices [out, in]"));
+    };
+    let mut rows: Vec<(&HostTensor<'_>, usize)> = Vec::new();
+    for part in parts {
+        match *part.shape {
+            [out, width] if width == in_features && width > 0 && part.dtype != DType::U32 => {
+                rows.extend((0..out).map(|row| (part, row)));
+            }
+            _ => {
+                let why = format!("{:?} of {} beside rows of {in_features}", part.shape, part.dtype);
+                return Err(Error::shape("pack_linear", why));
+            }
+        }
+    }
+    let out_features = rows.len();
+    if bias.is_some_and(|bias| bias.len() != out_features) {
+        return Err(Error::shape("pack_linear", format!("the bias does not have {out_features} elements")));
+    }
+    let len = out_features.next_multiple_of(LANES) * in_features;
+    let mut buffer = HostBuffer::zeroed(len * dtype.size())?;
+    match dtype {
+        DType::F32 => pack_rows(pool, &rows, in_features, buffer.slice_mut::<f32>(), f32::from_le_bytes),
+        DType::F16 => {
+            pack_rows(pool, &rows, in_features, buffer.slice_mut(), |b: [u8; 2]| half::f16::from_le_bytes(b));
+        }
+        DType::Bf16 => {
+            pack_rows(pool, &rows, in_features, buffer.slice_mut(), |b| PairedBf16(u16::from_le_bytes(b)))
+        }
+        DType::U32 => return Err(Error::unsupported("pack_linear", "u32 weights")),
+    }
+    Ok(Linear { out_features, in_features, dtype, bias: None, buffer: Box::new(buffer) })
+}
+
+fn pack_rows<T: Weight, const B: usize>(
+    pool: &Pool,
+    rows: &[(&HostTensor<'_>, usize)],
+    in_features: usize,
+    packed: &mut [T],
+    from_bytes: fn([u8; B]) -> T,
+) {
+    let panels = rows.len().div_ceil(LANES);
+    let packed = SharedMut::new(packed);
+    let same = |dtype: DType| dtype.size() == size_of::<T>() && is_stored_as::<T>(dtype);
+    pool.run(panels.div_ceil(PANELS), &|_, item| {
+        for panel in item * PANELS..((item + 1) * PANELS).min(panels) {
+            // SAFETY: every panel belongs to one item.
+            let to = unsafe { packed.get(panel * in_features * LANES, in_features * LANES) };
+            let rows = &rows[panel * LANES..rows.len().min((panel + 1) * LANES)];
+            // Blocks of inputs, so that the sixteen rows' lines and the panel's stay in the first cache.
+            for block in (0..in_features).step_by(32) {
+                let end = (block + 32).min(in_features);
+                for (lane, (part, row)) in rows.iter().enumerate() {
+                    let lane = T::place(lane);
+                    let size = part.dtype.size();
+                    let from =
+                        &part.bytes[(row * in_features + block) * size..(row * in_features + end) * size];
+                    let to = to[block * LANES..end * LANES].chunks_exact_mut(LANES);
+                    if same(part.dtype) {
+                        let (from, _) = from.as_chunks::<B>();
+                        to.zip(from).for_each(|(to, x)| to[lane] = from_bytes(*x));
+                    } else {
+                        to.zip(from.chunks_exact(size))
+                            .for_each(|(to, x)| to[lane] = T::from_f32(widen_bytes(x, part.dtype)));
+                    }
+                }
+            }
+        }
+    });
+}
+
+fn is_stored_as<T: 'static>(dtype: DType) -> bool {
+    use std::any::TypeId;
+    let stored = match dtype {
+        DType::F32 => TypeId::of::<f32>(),
+        DType::F16 => TypeId::of::<half::f16>(),
+        DType::Bf16 => TypeId::of::<PairedBf16>(),
+        DType::U32 => TypeId::of::<u32>(),
+    };
+    stored == TypeId::of::<T>()
+}
+
+fn widen_bytes(x: &[u8], dtype: DType) -> f32 {
+    match (dtype, x) {
+        (DType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (DType::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => f32::NAN,
+    }
+}
+
+/// One row of the matrix, widened: an embedding.
+pub(super) fn matrix_row(weight: &Linear, row: usize, out: &mut [f32]) -> Result<()> {
+    fn gather<T: Weight>(packed: &[T], row: usize, out: &mut [f32], widen: impl Fn(T) -> f32) {
+        let panel = &packed[row / LANES * LANES * out.len()..][..LANES * out.len()];
+        let lane = T::place(row % LANES);
+        out.iter_mut().zip(panel.chunks_exact(LANES)).for_each(|(o, lanes)| *o = widen(lanes[lane]));
+    }
+    let buffer = host(&*weight.buffer)?;
+    match weight.dtype {
+        DType::F16 => gather(buffer.slice(), row, out, |x: half::f16| x.to_f32()),
+        DType::Bf16 => gather(buffer.slice(), row, out, |x: PairedBf16| f32::from_bits(u32::from(x.0) << 16)),
+        _ => gather(buffer.slice(), row, out, |x: f32| x),
+    }
+    Ok(())
+}
+
+/// What a product adds to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Onto {
+    /// Nothing: the output is overwritten.
+    Zero,
+    /// The output's own contents, which begin the chains.
+    Out,
+}
+
+/// Where products run, and the memory in which they pack their inputs.
+pub(super) struct Launch<'a> {
+    pub level: Level,
+    pub pool: &'a Pool,
+    pub packed: &'a Mutex<Vec<f32>>,
+}
+
+impl Launch<'_> {
+    /// `out = onto + x W^T + bias` for `[rows, in]` inputs and `[rows, out]` outputs.
+    pub(super) fn linear(
+        &self,
+        weight: &Linear,
+        bias: Option<&[f32]>,
+        x: &[f32],
+        out: &mut [f32],
+        onto: Onto,
+    ) -> Result<()> {
+        let buffer = host(&*weight.buffer)?;
+        match weight.dtype {
+            DType::F32 => self.typed::<f32>(buffer.slice(), weight, bias, x, (out, onto)),
+            DType::F16 => self.typed::<half::f16>(buffer.slice(), weight, bias, x, (out, onto)),
+            DType::Bf16 => self.typed::<PairedBf16>(buffer.slice(), weight, bias, x, (out, onto)),
+            DType::U32 => return Err(Error::unsupported("linear", "u32 weights")),
+        }
+        Ok(())
+    }
+
+    fn typed<T: Weight>(
+        &self,
+        weights: &[T],
+        weight: &Linear,
+        bias: Option<&[f32]>,
+        x: &[f32],
+        (out, onto): (&mut [f32], Onto),
+    ) {
+        let (inputs, outputs) = (weight.in_features, weight.out_features);
+        let rows = x.len() / inputs;
+        let max_rows = self.level.max_rows();
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let x = if rows == 1 { x } else { self.pack_inputs(x, rows, inputs, &mut packed) };
+        let product = Product { x, bias, inputs, outputs, rows, onto, out: SharedMut::new(out) };
+        let chunks = outputs.div_ceil(LANES).div_ceil(PANELS);
+        let blocks = rows.div_ceil(ROW_BLOCK);
+        let tiles = rows.div_ceil(max_rows);
+        self.pool.run(chunks * blocks, &|_, item| {
+            let (block, chunk) = (item / chunks, item % chunks);
+            let panels = chunk * PANELS..((chunk + 1) * PANELS).min(outputs.div_ceil(LANES));
+            let tiles = block * tiles / blocks..(block + 1) * tiles / blocks;
+            self.level.run(RunPanels { product: &product, weights, panels, tiles });
+        });
+    }
+
+    /// Packs inputs into tiles `[in][rows]`.
+    fn pack_inputs<'a>(&self, x: &[f32], rows: usize, inputs: usize, packed: &'a mut Vec<f32>) -> &'a [f32] {
+        if packed.len() < x.len() {
+            packed.resize(x.len(), 0.0);
+        }
+        let to = SharedMut::new(&mut packed[..x.len()]);
+        let tiles: Vec<Range<usize>> = row_tiles(rows, self.level.max_rows()).collect();
+        self.pool.run(tiles.len(), &|_, tile| {
+            let tile = tiles[tile].clone();
+            // SAFETY: every tile belongs to one item.
+            let to = unsafe { to.get(tile.start * inputs, tile.len() * inputs) };
+            for (r, row) in tile.clone().enumerate() {
+                let from = &x[row * inputs..(row + 1) * inputs];
+                to[r..].iter_mut().step_by(tile.len()).zip(from).for_each(|(to, x)| *to = *x);
+            }
+        });
+        &packed[..x.len()]
+    }
+}
+
+/// One product; the pieces share it.
+struct Product<'a> {
+    /// Tiles `[in][rows]`.
+    x: &'a [f32],
+    bias: Option<&'a [f32]>,
+    inputs: usize,
+    outputs: usize,
+    rows: usize,
+    onto: Onto,
+    out: SharedMut<f32>,
+}
+
+/// Some panels of a product for some of its row tiles.
+struct RunPanels<'a, T> {
+    product: &'a Product<'a>,
+    weights: &'a [T],
+    panels: Range<usize>,
+    tiles: Range<usize>,
+}
+
+impl<T: Weight> Kernel for RunPanels<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { product, weights, panels, tiles } = self;
+        if product.rows <= S::MAX_ROWS {
+            stream(simd, product, weights, panels);
+        } else {
+            for panel in panels {
+                sliced(simd, product, weights, panel, tiles.clone());
+            }
+        }
+    }
+}
+
+/// One register tile of rows: widen in registers, several panels at once.
+#[inline(always)]
+fn stream<S: Simd, T: Weight>(simd: S, product: &Product<'_>, weights: &[T], panels: Range<usize>) {
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let left = panels.end - panel;
+        let done = with_rows!(product.rows, R => {
+            if R > S::MAX_ROWS {
+                left
+            } else if left >= 4 && 4 * R <= S::MAX_ROWS + 2 {
+                stream_panels::<S, T, R, 4>(simd, product, weights, panel)
+            } else if left >= 2 && 2 * R <= S::MAX_ROWS {
+                stream_panels::<S, T, R, 2>(simd, product, weights, panel)
+            } else {
+                stream_panels::<S, T, R, 1>(simd, product, weights, panel)
+            }
+        });
+        panel += done;
+    }
+}
+
+#[inline(always)]
+fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
+    simd: S,
+    product: &Product<'_>,
+    weights: &[T],
+    panel: usize,
+) -> usize {
+    const STEP: usize = 32;
+    let inputs = product.inputs;
+    let panel_len = inputs * LANES;
+    let weights: [*const T; P] = std::array::from_fn(|p| weights[(panel + p) * panel_len..].as_ptr());
+    let mut acc = [[simd.splat(0.0); P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            acc[r][p] = product.begin(simd, r, panel + p);
+        }
+    }
+    let mut k = 0;
+    while k < inputs {
+        let len = STEP.min(inputs - k);
+        for first in weights {
+            for at in (0..STEP * LANES * size_of::<T>()).step_by(64) {
+                simd.prefetch(first.wrapping_add((k + AHEAD) * LANES).cast::<u8>().wrapping_add(at));
+            }
+        }
+        let x = product.x[k * R..].as_ptr();
+        let columns: [*const T; P] = weights.map(|first| first.wrapping_add(k * LANES));
+        // SAFETY: `k + len` is at most `inputs`; `x` is one tile `[in][R]`, each panel `[in][16]`.
+        unsafe { fma_tile::<S, T, R, P>(simd, (x, 1, R), (columns, LANES), len, &mut acc) };
+        k += len;
+    }
+    for r in 0..R {
+        for p in 0..P {
+            product.end(simd, r, panel + p, acc[r][p]);
+        }
+    }
+    P
+}
+
+/// Many rows: widen a slice of the panel, use it for every tile, and keep the chains in memory between slices.
+#[inline(always)]
+fn sliced<S: Simd, T: Weight>(
+    simd: S,
+    product: &Product<'_>,
+    weights: &[T],
+    panel: usize,
+    tiles: Range<usize>,
+) {
+    let inputs = product.inputs;
+    let mut widened = Aligned([0.0f32; SLICE * LANES]);
+    let mut chains = Aligned([0.0f32; (ROW_BLOCK + 16) * LANES]);
+    for k in (0..inputs).step_by(SLICE) {
+        let len = SLICE.min(inputs - k);
+        let slice = weights[(panel * inputs + k) * LANES..][..len * LANES].as_ptr();
+        for i in 0..len {
+            // SAFETY: the slice has `len` groups of sixteen, `widened` room for them.
+            unsafe { widen(simd, slice.add(i * LANES), widened.0.as_mut_ptr().add(i * LANES)) };
+        }
+        let next = slice.wrapping_add(len * LANES).cast::<u8>();
+        let next = (next, SLICE * LANES * size_of::<T>());
+        let inputs = k..k + len;
+        let (widened, chains) = (&widened.0, &mut chains.0);
+        simd.vectorize(UseSlice { product, panel, tiles: tiles.clone(), inputs, widened, chains, next });
+    }
+}
+
+/// A slice of a panel for all row tiles.
+struct UseSlice<'a> {
+    product: &'a Product<'a>,
+    panel: usize,
+    tiles: Range<usize>,
+    inputs: Range<usize>,
+    /// `[inputs][16]`.
+    widened: &'a [f32],
+    /// The tiles' chains, `[rows][16]`.
+    chains: &'a mut [f32],
+    /// The weights to prefetch meanwhile, and their bytes.
+    next: (*const u8, usize),
+}
+
+impl Kernel for UseSlice<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { product, panel, tiles, inputs, widened, chains, next } = self;
+        let all = row_tiles(product.rows, S::MAX_ROWS);
+        let mut at = 0;
+        for (index, tile) in all.enumerate().take(tiles.end).skip(tiles.start) {
+            let share = |index: usize| index * (next.1 / 64) / tiles.len() * 64;
+            for line in (share(index - tiles.start)..share(index + 1 - tiles.start)).step_by(64) {
+                simd.prefetch(next.0.wrapping_add(line));
+            }
+            let own = &mut chains[at..at + tile.len() * LANES];
+            at += own.len();
+            let x = product.x[tile.start * product.inputs + inputs.start * tile.len()..].as_ptr();
+            with_rows!(tile.len(), R => {
+                if R <= S::MAX_ROWS {
+                    let mut acc = [[simd.splat(0.0)]; R];
+                    for r in 0..R {
+                        acc[r][0] = if inputs.start == 0 {
+                            product.begin(simd, tile.start + r, panel)
+                        } else {
+                            // SAFETY: `own` is `[R][16]`.
+                            unsafe { simd.load(own[r * LANES..].as_ptr()) }
+                        };
+                    }
+                    let b = ([widened.as_ptr()], LANES);
+                    // SAFETY: `x` is at the first input of a tile `[in][R]`, `widened` holds the slice.
+                    unsafe { fma_tile::<S, f32, R, 1>(simd, (x, 1, R), b, inputs.len(), &mut acc) };
+                    for r in 0..R {
+                        if inputs.end == product.inputs {
+                            product.end(simd, tile.start + r, panel, acc[r][0]);
+                        } else {
+                            // SAFETY: as above.
+                            unsafe { simd.store(own[r * LANES..].as_mut_ptr(), acc[r][0]) };
+                        }
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Aligned<const N: usize>([f32; N]);
+
+impl Product<'_> {
+    /// The outputs of a panel that exist.
+    fn lanes(&self, panel: usize) -> usize {
+        (self.outputs - panel * LANES).min(LANES)
+    }
+
+    /// The beginning of a row's chains.
+    #[inline(always)]
+    fn begin<S: Simd>(&self, simd: S, row: usize, panel: usize) -> S::V {
+        if self.onto == Onto::Zero {
+            return simd.splat(0.0);
+        }
+        // SAFETY: every row and panel is computed by one item.
+        let out = unsafe { self.out.get(row * self.outputs + panel * LANES, self.lanes(panel)) };
+        // SAFETY: that many elements are there.
+        unsafe { super::tile::load_some(simd, out.as_ptr(), out.len()) }
+    }
+
+    /// Adds the bias and writes a row's outputs.
+    #[inline(always)]
+    fn end<S: Simd>(&self, simd: S, row: usize, panel: usize, mut chain: S::V) {
+        let lanes = self.lanes(panel);
+        // SAFETY: every row and panel is computed by one item; `bias` has `outputs` elements.
+        unsafe {
+            if let Some(bias) = self.bias {
+                let bias = &bias[panel * LANES..][..lanes];
+                chain = simd.add(chain, super::tile::load_some(simd, bias.as_ptr(), lanes));
+            }
+            let out = self.out.get(row * self.outputs + panel * LANES, lanes);
+            if lanes == LANES {
+                simd.store(out.as_mut_ptr(), chain);
+            } else {
+                let mut all = [0.0f32; LANES];
+                simd.store(all.as_mut_ptr(), chain);
+                out.copy_from_slice(&all[..lanes]);
+            }
+        }
+    }
+}

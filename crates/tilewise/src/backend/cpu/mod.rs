@@ -1,0 +1,331 @@
+//! The CPU: vector instructions where the machine has them, threads that spin between layers.
+
+mod attention;
+mod buffer;
+mod gemm;
+mod rows;
+mod simd;
+mod threads;
+mod tile;
+
+use std::sync::{Arc, Mutex};
+
+use self::attention::Scratch;
+use self::buffer::{HostBuffer, SharedMut, elements, elements_mut, f32s, f32s_mut};
+use self::gemm::Onto;
+use self::simd::{LANES, Level};
+use self::threads::Pool;
+use crate::dispatch::DispatchPolicy;
+use crate::plan::partition;
+use crate::{
+    AttentionParams, AttentionPlan, BatchLayout, DType, Device, DeviceCaps, Error, HeadSpan, HostTensor, Kv,
+    KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView,
+};
+
+/// Elements below which a row-wise operation stays on the calling thread.
+const SERIAL: usize = 16 * 1024;
+
+/// A CPU with its threads.
+pub struct CpuDevice {
+    caps: DeviceCaps,
+    policy: DispatchPolicy,
+    level: Level,
+    pool: Pool,
+    scratch: Vec<Mutex<Scratch>>,
+    packed: Mutex<Vec<f32>>,
+}
+
+impl CpuDevice {
+    /// A device with the best instruction set of this machine; `threads` defaults to the number of cores.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for no or absurdly many threads, [`Error::Device`] if they cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with_level(threads, Level::available()[0])
+    }
+
+    /// The names of the instruction sets this machine has, best first.
+    pub fn instruction_sets() -> Vec<&'static str> {
+        Level::available().into_iter().map(Level::name).collect()
+    }
+
+    /// A device that uses a given one of [`Self::instruction_sets`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] if this machine does not have it, else as [`Self::new`].
+    pub fn with_instruction_set(threads: Option<usize>, name: &str) -> Result<Self> {
+        let level = Level::available().into_iter().find(|level| level.name() == name);
+        let missing = || Error::Device { device: "cpu".to_owned(), why: format!("has no {name}") };
+        Self::with_level(threads, level.ok_or_else(missing)?)
+    }
+
+    fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        if !(1..=1024).contains(&threads) {
+            let got = threads.to_string();
+            return Err(Error::Value { name: "threads", expected: "from 1 to 1024", got });
+        }
+        let failed =
+            |error: std::io::Error| Error::Device { device: "cpu".to_owned(), why: error.to_string() };
+        let pool = Pool::new(threads).map_err(failed)?;
+        Ok(Self {
+            caps: DeviceCaps {
+                name: "cpu".to_owned(),
+                description: format!("{}, {threads} threads", level.name()),
+                memory: available_memory(),
+            },
+            policy: DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES },
+            level,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            packed: Mutex::default(),
+            pool,
+        })
+    }
+
+    fn product(&self, weight: &Linear, x: &Tensor, out: &mut Tensor, onto: Onto) -> Result<()> {
+        let rows = x.rows();
+        if x.row_len() != weight.in_features || out.row_len() != weight.out_features || out.rows() != rows {
+            return Err(Error::shape("linear", format!("{weight:?} of {x:?} into {out:?}")));
+        }
+        let bias = weight.bias.as_ref().map(|bias| f32s("linear bias", bias)).transpose()?;
+        let launch = gemm::Launch { level: self.level, pool: &self.pool, packed: &self.packed };
+        let x = f32s("linear", x)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        launch.linear(weight, bias, x, f32s_mut("linear", out)?, onto)
+    }
+
+    /// Calls `row(index, row)` for all rows, on all threads if there is much to do.
+    fn for_rows(&self, out: &mut [f32], row_len: usize, work: usize, row: impl Fn(usize, &mut [f32]) + Sync) {
+        if row_len == 0 {
+            return;
+        }
+        if work < SERIAL {
+            out.chunks_exact_mut(row_len).enumerate().for_each(|(index, out)| row(index, out));
+            return;
+        }
+        let rows = out.len() / row_len;
+        let out = SharedMut::new(out);
+        self.pool.run(rows, &|_, index| {
+            // SAFETY: every row belongs to one item.
+            row(index, unsafe { out.get(index * row_len, row_len) });
+        });
+    }
+
+    fn check_span(op: &'static str, x: &Tensor, span: HeadSpan) -> Result<()> {
+        if span.offset + span.num_heads * span.head_dim > x.row_len() {
+            return Err(Error::shape(op, format!("{span:?} in {x:?}")));
+        }
+        Ok(())
+    }
+}
+
+impl Device for CpuDevice {
+    fn caps(&self) -> &DeviceCaps {
+        &self.caps
+    }
+
+    fn policy(&self) -> &DispatchPolicy {
+        &self.policy
+    }
+
+    fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
+        let too_large = || Error::OutOfMemory { what: format!("a tensor {shape:?}"), bytes: usize::MAX };
+        Ok(Tensor::from_buffer(shape, dtype, Box::new(HostBuffer::zeroed(bytes.ok_or_else(too_large)?)?)))
+    }
+
+    fn upload(&self, host: HostTensor<'_>) -> Result<Tensor> {
+        let mut buffer = HostBuffer::zeroed(host.bytes.len())?;
+        buffer.bytes_mut().copy_from_slice(host.bytes);
+        Ok(Tensor::from_buffer(host.shape, host.dtype, Box::new(buffer)))
+    }
+
+    fn write(&self, host: HostTensor<'_>, tensor: &mut Tensor) -> Result<()> {
+        let row_len: usize = host.shape.iter().skip(1).product();
+        if host.dtype != tensor.dtype() || row_len != tensor.row_len() || host.shape.is_empty() {
+            return Err(Error::shape("write", format!("{:?} of {} into {tensor:?}", host.shape, host.dtype)));
+        }
+        tensor.set_rows(host.shape[0])?;
+        match host.dtype.size() {
+            2 => bytemuck::cast_slice_mut(elements_mut::<u16>(tensor)?).copy_from_slice(host.bytes),
+            _ => bytemuck::cast_slice_mut(elements_mut::<u32>(tensor)?).copy_from_slice(host.bytes),
+        }
+        Ok(())
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(match tensor.dtype() {
+            DType::F32 => elements::<f32>(tensor)?.to_vec(),
+            DType::F16 => elements::<half::f16>(tensor)?.iter().map(|x| x.to_f32()).collect(),
+            DType::Bf16 => elements::<half::bf16>(tensor)?.iter().map(|x| x.to_f32()).collect(),
+            DType::U32 => elements::<u32>(tensor)?.iter().map(|&x| x as f32).collect(),
+        })
+    }
+
+    fn alloc_kv(&self, config: &KvCacheConfig) -> Result<KvCache> {
+        config.validate()?;
+        let heads = config.num_pages * config.num_kv_heads;
+        let layers = (0..config.num_layers).map(|_| {
+            let keys = self.alloc(&[heads, config.page_size * config.head_dim], config.dtype)?;
+            let row = config.value_dim.next_multiple_of(LANES);
+            let values = self.alloc(&[heads, config.page_size * row], config.dtype)?;
+            Ok(KvLayer { keys, values, config: *config })
+        });
+        Ok(KvCache { layers: layers.collect::<Result<_>>()?, config: *config })
+    }
+
+    fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {
+        let mut linear = gemm::pack(&self.pool, parts, bias, dtype)?;
+        linear.bias = bias.map(|bias| self.upload(HostTensor::f32(&[bias.len()], bias)?)).transpose()?;
+        Ok(linear)
+    }
+
+    fn plan_attention(
+        &self,
+        params: &AttentionParams,
+        layout: &Arc<BatchLayout>,
+        forced: Option<&str>,
+    ) -> Result<AttentionPlan> {
+        partition(
+            params,
+            layout,
+            &self.policy,
+            forced,
+            attention::tile_rows(params.head_dim.max(params.value_dim)),
+        )
+    }
+
+    fn append_kv(
+        &self,
+        plan: &AttentionPlan,
+        keys: TokenView<'_>,
+        values: TokenView<'_>,
+        layer: &mut KvLayer,
+    ) -> Result<()> {
+        attention::append_kv(&self.pool, plan, keys, values, layer)
+    }
+
+    fn attention(
+        &self,
+        plan: &AttentionPlan,
+        q: TokenView<'_>,
+        kv: Kv<'_>,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+    ) -> Result<()> {
+        let launch = attention::Launch { level: self.level, pool: &self.pool, scratch: &self.scratch };
+        launch.attention(plan, q, kv, out, lse)
+    }
+
+    fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.product(weight, x, out, Onto::Zero)
+    }
+
+    fn linear_add(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        self.product(weight, x, out, Onto::Out)
+    }
+
+    fn embed(&self, table: &Linear, ids: &Tensor, out: &mut Tensor) -> Result<()> {
+        if ids.dtype() != DType::U32 || ids.len() != out.rows() || out.row_len() != table.in_features {
+            return Err(Error::shape("embed", format!("{ids:?} of {table:?} into {out:?}")));
+        }
+        let ids = elements::<u32>(ids)?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= table.out_features) {
+            return Err(Error::shape("embed", format!("id {id} of a table of {}", table.out_features)));
+        }
+        let width = table.in_features;
+        for (out, &id) in f32s_mut("embed", out)?.chunks_exact_mut(width).zip(ids) {
+            gemm::matrix_row(table, id as usize, out)?;
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        let len = x.row_len();
+        if weight.len() != len || out.row_len() != len || out.rows() != x.rows() {
+            return Err(Error::shape("rms_norm", format!("{x:?} with {weight:?} into {out:?}")));
+        }
+        let (work, x, weight) = (x.len(), f32s("rms_norm", x)?, f32s("rms_norm", weight)?);
+        self.for_rows(f32s_mut("rms_norm", out)?, len, work, |row, out| {
+            rows::norm_row(self.level, &x[row * len..(row + 1) * len], weight, eps, out);
+        });
+        Ok(())
+    }
+
+    fn rms_norm_heads(&self, x: &mut Tensor, span: HeadSpan, weight: &Tensor, eps: f32) -> Result<()> {
+        Self::check_span("rms_norm_heads", x, span)?;
+        if weight.len() != span.head_dim {
+            return Err(Error::shape("rms_norm_heads", format!("{weight:?} for {span:?}")));
+        }
+        let weight = f32s("rms_norm_heads", weight)?;
+        let (len, work) = (x.row_len(), x.rows() * span.num_heads * span.head_dim);
+        self.for_rows(f32s_mut("rms_norm_heads", x)?, len, work, |_, row| {
+            let heads = &mut row[span.offset..span.offset + span.num_heads * span.head_dim];
+            for head in heads.chunks_exact_mut(span.head_dim) {
+                rows::norm_row_in_place(self.level, head, weight, eps);
+            }
+        });
+        Ok(())
+    }
+
+    fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
+        Self::check_span("rope", x, span)?;
+        let rotary_dim = table.row_len();
+        if rotary_dim > span.head_dim || !rotary_dim.is_multiple_of(2) || positions.len() != x.rows() {
+            return Err(Error::shape("rope", format!("{span:?} of {x:?} by {table:?} at {positions:?}")));
+        }
+        let (rows_in_table, positions) = (table.rows(), elements::<u32>(positions)?);
+        if let Some(position) = positions.iter().find(|&&p| p as usize >= rows_in_table) {
+            return Err(Error::shape("rope", format!("position {position} of a table of {rows_in_table}")));
+        }
+        let table = f32s("rope", table)?;
+        let (len, work) = (x.row_len(), x.rows() * span.num_heads * span.head_dim);
+        self.for_rows(f32s_mut("rope", x)?, len, work, |index, row| {
+            let table = &table[positions[index] as usize * rotary_dim..][..rotary_dim];
+            let heads = &mut row[span.offset..span.offset + span.num_heads * span.head_dim];
+            for head in heads.chunks_exact_mut(span.head_dim) {
+                self.level.run(rows::Rotate { head, table });
+            }
+        });
+        Ok(())
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        let len = out.row_len();
+        if gate_up.row_len() != 2 * len || gate_up.rows() != out.rows() {
+            return Err(Error::shape("silu_mul", format!("{gate_up:?} into {out:?}")));
+        }
+        let (work, gate_up) = (gate_up.len(), f32s("silu_mul", gate_up)?);
+        self.for_rows(f32s_mut("silu_mul", out)?, len, work, |row, out| {
+            self.level.run(rows::SiluMul { gate_up: &gate_up[row * 2 * len..(row + 1) * 2 * len], out });
+        });
+        Ok(())
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        let len = x.row_len();
+        if out.row_len() != len
+            || out.rows() != rows.len()
+            || rows.iter().any(|&row| row as usize >= x.rows())
+        {
+            return Err(Error::shape("gather_rows", format!("{} rows of {x:?} into {out:?}", rows.len())));
+        }
+        let x = f32s("gather_rows", x)?;
+        for (out, &row) in f32s_mut("gather_rows", out)?.chunks_exact_mut(len).zip(rows) {
+            out.copy_from_slice(&x[row as usize * len..][..len]);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of memory that are free or can be freed, or a guess where the system does not say.
+fn available_memory() -> usize {
+    const GUESS: usize = 8 << 30;
+    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return GUESS };
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<usize>().ok());
+    kib.map_or(GUESS, |kib| kib * 1024)
+}

@@ -1,0 +1,58 @@
+//! Exact attention and its neighbours: plan once per batch, run once per layer.
+//!
+//! A result row depends on its own query, keys and weights only, in every bit: not on the batch it is in, on how
+//! its prompt was cut into chunks, on the page size, or on the number of threads.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tilewise::{AttentionParams, BatchLayout, DType, HostTensor, Kv, TokenView};
+//!
+//! let device = tilewise::open("cpu", None)?;
+//! // Two sequences of 3 and 1 new tokens, with 3 and 5 keys, 4 query heads over 2 KV heads of 64.
+//! let layout = Arc::new(BatchLayout::ragged(vec![0, 3, 4], vec![3, 5])?);
+//! let plan = device.plan_attention(&AttentionParams::new(4, 2, 64), &layout, None)?;
+//!
+//! let q = device.upload(HostTensor::f32(&[4, 4, 64], &[0.5; 4 * 4 * 64])?)?;
+//! let k = device.upload(HostTensor::f32(&[8, 2, 64], &[0.1; 8 * 2 * 64])?)?;
+//! let v = device.upload(HostTensor::f32(&[8, 2, 64], &[2.0; 8 * 2 * 64])?)?;
+//! let mut out = device.alloc(&[4, 4, 64], DType::F32)?;
+//! let kv = Kv::Contiguous { keys: TokenView::ragged(&k)?, values: TokenView::ragged(&v)? };
+//! device.attention(&plan, TokenView::ragged(&q)?, kv, &mut out, None)?;
+//! assert!(device.download(&out)?.iter().all(|x| (x - 2.0).abs() < 1e-6));
+//! # Ok::<(), tilewise::Error>(())
+//! ```
+
+mod attention;
+pub mod backend;
+mod device;
+pub mod dispatch;
+mod dtype;
+mod error;
+mod file;
+mod kv;
+mod layout;
+pub mod plan;
+pub mod reference;
+mod softmax;
+mod tensor;
+
+use std::sync::Arc;
+
+pub use attention::{AttentionParams, Mask};
+pub use device::{Device, DeviceCaps, HeadSpan, Kv, Linear};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use file::MappedFile;
+pub use kv::{KvCache, KvCacheConfig, KvLayer};
+pub use layout::{BatchLayout, PageTable};
+pub use plan::AttentionPlan;
+pub use softmax::SoftmaxState;
+pub use tensor::{DeviceBuffer, HostTensor, Tensor, TokenView};
+
+/// Opens a device by name: `cpu`. `threads` defaults to the number of cores.
+///
+/// # Errors
+/// [`Error::Device`] if there is none of that name.
+pub fn open(name: &str, threads: Option<usize>) -> Result<Arc<dyn Device>> {
+    backend::open(name, threads)
+}

@@ -1,0 +1,80 @@
+//! Every instruction set x every kernel x every case, against the f64 oracle.
+#![allow(missing_docs)]
+
+mod common;
+
+use testkit::cases::{self, AttentionCase, Data};
+use testkit::oracle::{self, Head};
+use testkit::tolerance;
+use tilewise::backend::cpu::CpuDevice;
+use tilewise::{Device, Error};
+
+/// The largest error of a case relative to its tolerance, and where it is.
+fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, String) {
+    let group = case.num_qo_heads / case.num_kv_heads;
+    let mut worst = (0.0, String::new());
+    for (sequence, (_, keys)) in case.lens.iter().enumerate() {
+        let allowed = tolerance::attention(case.q_precision(), *keys, case.head_dim);
+        for head in 0..case.num_qo_heads {
+            let (out, lse) = oracle::attention(&Head {
+                q: &data.q[sequence][head],
+                k: &data.k[sequence][head / group],
+                v: &data.v[sequence][head / group],
+                head_dim: case.head_dim,
+                value_dim: case.value_dim,
+                scale: 1.0 / (case.head_dim as f64).sqrt(),
+                visible: case.visible,
+            });
+            let pairs = out.iter().zip(&got.out[sequence][head]).map(|pair| ("out", pair));
+            let pairs = pairs.chain(lse.iter().zip(&got.lse[sequence][head]).map(|pair| ("lse", pair)));
+            for (index, (what, (want, got))) in pairs.enumerate() {
+                let scale = if what == "lse" { want.abs().max(1.0) } else { 1.0 };
+                let same = *want == f64::from(*got);
+                let error = if same { 0.0 } else { (want - f64::from(*got)).abs() / allowed / scale };
+                if error.is_nan() || error > worst.0 {
+                    let error = if error.is_nan() { f64::INFINITY } else { error };
+                    let place =
+                        format!("sequence {sequence} head {head} {what} {index}: want {want}, got {got}");
+                    worst = (error, place);
+                }
+            }
+        }
+    }
+    worst
+}
+
+#[test]
+fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
+    let cases = cases::attention();
+    for set in CpuDevice::instruction_sets() {
+        let device = CpuDevice::with_instruction_set(Some(2), set).unwrap();
+        for kernel in device.policy().kernels {
+            let (mut run, mut refused, mut largest) = (0, 0, 0.0f64);
+            for (seed, case) in cases.iter().enumerate() {
+                let data = case.data(seed as u64);
+                match common::run(&device, case, &data, Some(kernel.name)) {
+                    Err(Error::Unsupported { .. }) => refused += 1,
+                    Err(error) => panic!("{set} {} {case:?}: {error}", kernel.name),
+                    Ok(got) => {
+                        let (error, place) = worst(case, &data, &got);
+                        assert!(
+                            error <= 1.0,
+                            "{set} {} {case:?}: {error} of the tolerance, {place}",
+                            kernel.name
+                        );
+                        largest = largest.max(error);
+                        run += 1;
+                    }
+                }
+            }
+            assert!(run > 0, "{set} {} ran no case", kernel.name);
+            println!(
+                "{set} {}: {run} cases, {refused} refused, worst {largest:.3} of the tolerance",
+                kernel.name
+            );
+        }
+    }
+    for set in ["avx512", "avx2", "neon"].iter().filter(|set| !CpuDevice::instruction_sets().contains(set)) {
+        println!("{set}: skipped, this machine does not have it");
+    }
+}
