@@ -195,4 +195,10 @@ impl Simd for Neon {
         // SAFETY: a prefetch of any address is a hint without effects.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
     }
+
+    #[inline(always)]
+    fn prefetch_second(self, p: *const u8) {
+        // SAFETY: a prefetch of any address is a hint without effects.
+        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
+    }
 }
