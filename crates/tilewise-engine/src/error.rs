@@ -73,7 +73,11 @@ impl Error {
         Self::Unsupported { what: what.into(), why: why.into() }
     }
 
-    pub(crate) fn value(name: &'static str, expected: impl Into<String>, got: impl ToString) -> Self {
+    pub(crate) fn value(
+        name: &'static str,
+        expected: impl Into<String>,
+        got: impl std::fmt::Display,
+    ) -> Self {
         Self::Value { name, expected: expected.into(), got: got.to_string() }
     }
 }

@@ -85,7 +85,8 @@ fn environment(template: String) -> Result<Environment<'static>> {
 }
 
 /// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which models were trained on.
-fn to_json(value: minijinja::Value, options: Kwargs) -> Result<String, minijinja::Error> {
+#[expect(clippy::needless_pass_by_value, reason = "filters take their options by value")]
+fn to_json(value: &minijinja::Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string());
     let indent: Option<usize> = options.get("indent")?;
     let mut out = Vec::new();
@@ -96,7 +97,7 @@ fn to_json(value: minijinja::Value, options: Kwargs) -> Result<String, minijinja
             value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty)).map_err(failed)?;
         }
         None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?;
         }
     }
     String::from_utf8(out).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))

@@ -48,12 +48,10 @@ pub(super) fn max_abs_err(expected: &Expected, out: &[f32]) -> f64 {
     for (start, row) in &expected.rows {
         for (want, &got) in row.iter().zip(&out[*start..]) {
             let error = (want - f64::from(got)).abs();
-            if !(error <= worst) {
-                worst = error;
+            if error.is_nan() {
+                return error;
             }
-            if worst.is_nan() {
-                return worst;
-            }
+            worst = worst.max(error);
         }
     }
     worst

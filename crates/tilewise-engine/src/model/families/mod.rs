@@ -8,13 +8,16 @@ use crate::Result;
 use crate::model::layers::Limits;
 use crate::model::{Loader, Model, ModelConfig};
 
+/// Loads a model.
+pub type Load = fn(&ModelConfig, &mut Loader<'_>, &dyn Device, Limits) -> Result<Box<dyn Model>>;
+
 /// Builds models of one architecture.
 #[derive(Debug)]
 pub struct Family {
     /// Its name in `config.json`.
     pub architecture: &'static str,
     /// Loads a model.
-    pub load: fn(&ModelConfig, &mut Loader<'_>, &dyn Device, Limits) -> Result<Box<dyn Model>>,
+    pub load: Load,
 }
 
 /// All families.
