@@ -21,7 +21,6 @@ pub struct ChatMessage {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, String)>,
 }
 
 /// Instructions that a template may run: a long conversation takes thousands, an endless loop all of them.
@@ -41,13 +40,15 @@ impl ChatTemplate {
             (None, Some(Json::Array(named))) => default_template(named)?,
             _ => return Ok(None),
         };
-        let tokens = ["bos_token", "eos_token", "pad_token", "unk_token"];
-        let special_tokens = tokens.into_iter().filter_map(|key| {
-            let value = config.get(key)?;
-            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((key, token.to_owned()))
-        });
-        Ok(Some(Self { special_tokens: special_tokens.collect(), environment: environment(template)? }))
+        let mut environment = environment(template)?;
+        for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
+            let token =
+                config.get(key).and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
+            if let Some(token) = token {
+                environment.add_global(key, token);
+            }
+        }
+        Ok(Some(Self { environment }))
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant speaks next.
@@ -55,8 +56,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the template's own words, or if it runs too long.
     pub fn apply(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let tokens = minijinja::Value::from_iter(self.special_tokens.iter().cloned());
-        let context = context! { messages => Serde(messages), add_generation_prompt, ..tokens };
+        let context = context! { messages => Serde(messages), add_generation_prompt };
         let template = self.environment.get_template(NAME).map_err(|e| sentence(&e))?;
         template.render(context).map_err(|e| sentence(&e))
     }

@@ -57,7 +57,7 @@ pub(crate) fn qwen3(config: &ModelConfig) -> Vec<Named> {
     }
     for layer in 0..config.num_layers {
         let mut add = |name: &str, shape: &[usize]| {
-            tensors.push(tensor(&format!("model.layers.{layer}.{name}"), shape))
+            tensors.push(tensor(&format!("model.layers.{layer}.{name}"), shape));
         };
         for (part, out, width) in [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)] {
             add(&format!("self_attn.{part}_proj.weight"), &[out, width]);
