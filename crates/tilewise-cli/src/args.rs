@@ -75,13 +75,13 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub(crate) max_new_tokens: Option<usize>,
     /// Divides the logits; 0 takes the most probable token
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "T")]
     pub(crate) temperature: f32,
     /// Draw among the K most probable tokens only
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Draw among the fewest tokens whose probabilities reach P
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_name = "P")]
     pub(crate) top_p: f32,
     /// Selects the random stream
     #[arg(long, default_value_t = 0, value_name = "S")]

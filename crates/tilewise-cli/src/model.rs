@@ -1,6 +1,6 @@
 //! Opening devices and models.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tilewise::Device;
@@ -8,6 +8,7 @@ use tilewise_engine::model::ModelSource;
 use tilewise_engine::{Engine, EngineConfig};
 
 use crate::args::DeviceArgs;
+use crate::embedded::DEMO;
 use crate::error::CliError;
 use crate::progress::LoadingBar;
 
@@ -20,7 +21,7 @@ pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError
 pub(crate) fn source(folder: Option<&Path>) -> ModelSource {
     match folder {
         Some(folder) => ModelSource::Folder(folder.to_owned()),
-        None => ModelSource::Folder(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"))),
+        None => ModelSource::Embedded(DEMO),
     }
 }
 

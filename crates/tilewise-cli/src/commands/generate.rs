@@ -31,8 +31,9 @@ struct Generated {
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let device = model::open_device(&args.device)?;
     let source = model::source(args.model.as_deref());
+    let sizes = source.config()?;
     let (tokenizer, prompt) = read_prompt(args, &source)?;
-    let room = source.config()?.max_positions.saturating_sub(prompt.len());
+    let room = sizes.max_positions.saturating_sub(prompt.len());
     let max_new_tokens = args.max_new_tokens.unwrap_or(DEFAULT_NEW_TOKENS.min(room).max(1));
     let mut request = GenerateRequest::new(prompt, max_new_tokens);
     request.sampling = SamplingParams {

@@ -21,8 +21,9 @@ pub(super) struct Run<'a> {
 /// Runs that a median needs.
 const MIN_RUNS: usize = 5;
 
-/// A kernel this many times slower than the fastest is no contender, and runs only once if that takes long.
+/// A kernel this many times slower than the fastest, which takes this many seconds, is no contender: it runs once.
 const HOPELESS: f64 = 10.0;
+const LONG: f64 = 1.0;
 
 impl<'a> Run<'a> {
     pub(super) fn new(
@@ -65,7 +66,7 @@ pub(super) fn alternate(runs: &mut [Run<'_>], budget: f64) -> Result<(), CliErro
         warm.push(run.once()?);
     }
     let fastest = warm.iter().copied().fold(f64::INFINITY, f64::min);
-    let hopeless = |index: usize| warm[index] > budget && warm[index] > HOPELESS * fastest;
+    let hopeless = |index: usize| warm[index] > LONG && warm[index] > HOPELESS * fastest;
     let start = Instant::now();
     loop {
         let late = start.elapsed().as_secs_f64() >= budget;

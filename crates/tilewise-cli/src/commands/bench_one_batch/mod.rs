@@ -43,7 +43,7 @@ struct Case {
 pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     check(args)?;
     let device = model::open_device(&args.device)?;
-    let source = source(args);
+    let source = source(args)?;
     if args.correctness_test {
         return correctness::run(args, &device, &source);
     }
@@ -83,10 +83,13 @@ fn check(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn source(args: &BenchOneBatchArgs) -> ModelSource {
-    match (args.load_format, model::source(args.model_path.as_deref())) {
-        (LoadFormat::Dummy, ModelSource::Folder(folder)) => ModelSource::Dummy(folder),
-        (_, source) => source,
+fn source(args: &BenchOneBatchArgs) -> Result<ModelSource, CliError> {
+    match (args.load_format, &args.model_path) {
+        (LoadFormat::Auto, folder) => Ok(model::source(folder.as_deref())),
+        (LoadFormat::Dummy, Some(folder)) => Ok(ModelSource::Dummy(folder.clone())),
+        (LoadFormat::Dummy, None) => Err(CliError::Usage(
+            "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
+        )),
     }
 }
 
