@@ -35,6 +35,9 @@ pub(crate) enum Bench {
     Attention(BenchAttentionArgs),
 }
 
+/// The element types that models and kernels take.
+const TYPES: &str = "f32|f16|bf16";
+
 /// Reads a command line.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
     CommandLine::try_parse_from(args).map(|line| line.command)
@@ -69,7 +72,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// Element type of the weights in memory; the file's unless given
-    #[arg(long, value_parser = dtype, value_name = "f32|f16|bf16")]
+    #[arg(long, value_parser = dtype, value_name = TYPES)]
     pub(crate) dtype: Option<DType>,
     /// Tokens to generate at most; 128 or what the model's context holds, unless given
     #[arg(long, value_name = "N")]
@@ -145,10 +148,10 @@ pub(crate) struct ShapeArgs {
     #[arg(long, value_delimiter = ',', value_name = "N")]
     pub(crate) window: Vec<u32>,
     /// Element types of queries, keys and values
-    #[arg(long, default_value = "f32", value_delimiter = ',', value_parser = dtype, value_name = "f32|f16|bf16")]
+    #[arg(long, default_value = "f32", value_delimiter = ',', value_parser = dtype, value_name = TYPES)]
     pub(crate) dtype: Vec<DType>,
     /// Element types of keys and values, where they differ from the queries'
-    #[arg(long, value_delimiter = ',', value_parser = dtype, value_name = "f32|f16|bf16")]
+    #[arg(long, value_delimiter = ',', value_parser = dtype, value_name = TYPES)]
     pub(crate) kv_dtype: Vec<DType>,
     /// Where the keys and values are
     #[arg(long, default_value = "dense", value_enum, value_delimiter = ',')]
@@ -246,7 +249,7 @@ pub(crate) struct BenchOneBatchArgs {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// Element type of the weights in memory; the file's unless given
-    #[arg(long, value_parser = dtype, value_name = "f32|f16|bf16")]
+    #[arg(long, value_parser = dtype, value_name = TYPES)]
     pub(crate) dtype: Option<DType>,
     /// Force this attention kernel
     #[arg(long, value_name = "NAME")]
@@ -262,7 +265,7 @@ pub(crate) struct BenchOneBatchArgs {
     pub(crate) tp_size: usize,
 }
 
-/// The types that models and kernels take; `auto` and the like are left out.
+/// Parses one of [`TYPES`].
 fn dtype(name: &str) -> Result<DType, String> {
     name.parse().map_err(|error: tilewise::Error| error.to_string())
 }

@@ -58,8 +58,8 @@ fn keys(line: &str) -> Vec<String> {
 fn tiny_model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({
-        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300,
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300,
         "max_position_embeddings": 256, "tie_word_embeddings": true, "eos_token_id": 1
     });
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();

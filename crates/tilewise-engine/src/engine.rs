@@ -43,8 +43,10 @@ impl Engine {
     /// Loads a model; `report` is told how far loading is.
     ///
     /// # Errors
-    /// As [`ModelSource::config`], [`ModelSource::weights`] and [`Loader::linear`]; [`crate::Error::Value`] for a
-    /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run the
+    /// As [`ModelSource::config`], [`ModelSource::weights`] and [`Loader::linear`]; [`crate::Error::Value`]
+    /// for a
+    /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run
+    /// the
     /// model's attention.
     pub fn new(
         device: Arc<dyn Device>,
@@ -86,7 +88,8 @@ impl Engine {
     /// Queues a request and names it.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could never run.
+    /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
+    /// never run.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
@@ -109,7 +112,8 @@ impl Engine {
         self.step_observed(|_, _| {})
     }
 
-    /// [`Engine::step`], showing the batch and its logits, `[logits_rows, vocab_size]`, before they are sampled.
+    /// [`Engine::step`], showing the batch and its logits, `[logits_rows, vocab_size]`, before they are
+    /// sampled.
     ///
     /// # Errors
     /// As [`Engine::step`].

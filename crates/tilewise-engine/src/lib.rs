@@ -1,7 +1,8 @@
 //! Requests to tokens: models, a paged cache, a scheduler that batches continuously, and a sampler.
 //!
-//! The engine is synchronous and owns its device. Each [`Engine::step`] schedules a ragged batch, runs the model
-//! over it once and samples. What a request gets depends on its own tokens and parameters only, in every bit.
+//! The engine is synchronous and owns its device. Each [`Engine::step`] schedules a ragged batch, runs the
+//! model over it once and samples. What a request gets depends on its own tokens and parameters only, in
+//! every bit.
 #![forbid(unsafe_code)]
 
 pub mod cache;

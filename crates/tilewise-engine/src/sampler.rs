@@ -28,8 +28,8 @@ struct Candidate {
 }
 
 impl Sampler {
-    /// One outcome for each row of `logits`, `[batch.logits_rows.len(), vocab_size]`; a row that is not finite is
-    /// an error of its own request.
+    /// One outcome for each row of `logits`, `[batch.logits_rows.len(), vocab_size]`; a row that is not
+    /// finite is an error of its own request.
     pub fn sample(
         &mut self,
         logits: &[f32],
@@ -142,8 +142,8 @@ fn pick(weights: &[f32], threshold: f64) -> usize {
     last
 }
 
-/// A number in `0..1` that depends on the seed and the position only: a random stream that any batch, chunk or
-/// preemption reads at the same place.
+/// A number in `0..1` that depends on the seed and the position only: a random stream that any batch, chunk
+/// or preemption reads at the same place.
 fn uniform(seed: u64, position: u64) -> f64 {
     let bits = mix(mix(seed).wrapping_add(position.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (bits >> 11) as f64 / (1u64 << 53) as f64
@@ -174,7 +174,8 @@ fn row_max(row: &[f32]) -> f32 {
 
 /// The sum of `exp(x - max)`, accumulated in f64; NaN if an element is.
 ///
-/// A vocabulary is the longest row there is, so the exponential is a polynomial that the compiler keeps in vectors.
+/// A vocabulary is the longest row there is, so the exponential is a polynomial that the compiler keeps in
+/// vectors.
 fn sum_exp(row: &[f32], max: f32) -> f64 {
     let mut lanes = [0f64; LANES];
     let chunks = row.chunks_exact(LANES);

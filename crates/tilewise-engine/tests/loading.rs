@@ -85,7 +85,8 @@ fn lying_offsets_are_refused_by_the_tensor_that_lies() {
 fn overlapping_tensors_are_refused() {
     refused_header(
         |header| {
-            header[NAME]["data_offsets"] = header["model.layers.0.mlp.up_proj.weight"]["data_offsets"].clone();
+            header[NAME]["data_offsets"] =
+                header["model.layers.0.mlp.up_proj.weight"]["data_offsets"].clone();
         },
         &["tensor ", "overlaps the one before it"],
     );

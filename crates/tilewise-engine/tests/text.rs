@@ -19,12 +19,16 @@ fn byte_tokenizer(config: Option<&Value>) -> tilewise_engine::Result<Tokenizer> 
             (letter.to_string(), json!(byte))
         })
         .collect();
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
+    });
+    let end = json!({
+        "id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true
+    });
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": [{ "id": 256, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
-                           "normalized": false, "special": true }],
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        "added_tokens": [end], "pre_tokenizer": bytes, "decoder": bytes,
         "model": { "type": "BPE", "vocab": vocab, "merges": [], "dropout": null, "unk_token": null }
     });
     Tokenizer::from_bytes(json.to_string().as_bytes(), config.map(ToString::to_string).as_deref(), None)
@@ -114,11 +118,12 @@ fn apply(template: &str, messages: &[ChatMessage]) -> tilewise_engine::Result<St
 
 #[test]
 fn a_chatml_template_is_rendered_as_transformers_does() {
-    let template = "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message['content'] \
-                    + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    \
-                    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
+    let template = "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' }}\n    \
+                    {{- message['content'] + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n\
+                    {%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
     let text = apply(template, &[user("Hi <there> & \"you\""), user("b")]).unwrap();
-    let want = "<|im_start|>user\nHi <there> & \"you\"<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n";
+    let want = "<|im_start|>user\nHi <there> & \"you\"<|im_end|>\n<|im_start|>user\nb<|im_end|>\n\
+                <|im_start|>assistant\n";
     assert_eq!(text, want);
 }
 
@@ -161,7 +166,9 @@ fn a_template_that_complains_loops_or_cannot_be_parsed_is_an_error() {
 
 #[test]
 fn a_list_of_templates_gives_its_default_and_a_model_without_one_says_so() {
-    let list = json!({ "chat_template": [{ "name": "tools", "template": "t" }, { "name": "default", "template": "d" }] });
+    let (tools, default) =
+        (json!({ "name": "tools", "template": "t" }), json!({ "name": "default", "template": "d" }));
+    let list = json!({ "chat_template": [tools, default] });
     let tokenizer = byte_tokenizer(Some(&list)).unwrap();
     assert_eq!(tokenizer.chat_template().unwrap().apply(&[user("x")], false).unwrap(), "d");
     let none = byte_tokenizer(Some(&json!({ "chat_template": null }))).unwrap();

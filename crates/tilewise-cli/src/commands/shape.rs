@@ -137,7 +137,8 @@ impl Shape {
         Regime { num_queries: self.q_len, num_keys: self.kv_len }
     }
 
-    /// Floating-point operations: two per element of each visible query and key pair and of each value it weighs.
+    /// Floating-point operations: two per element of each visible query and key pair and of each value it
+    /// weighs.
     ///
     /// A causal triangle counts as half its square, as is usual; a window is counted exactly.
     pub(crate) fn flops(&self) -> f64 {

@@ -45,7 +45,8 @@ impl ModelConfig {
     /// Reads a configuration; `file` names it in errors.
     ///
     /// # Errors
-    /// [`Error::File`] that names the key that is missing or absurd, [`Error::Unsupported`] for an architecture or
+    /// [`Error::File`] that names the key that is missing or absurd, [`Error::Unsupported`] for an
+    /// architecture or
     /// feature that there is no code for.
     pub fn from_json(file: &str, json: &str) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(json).map_err(|e| Error::file(file, e))?;

@@ -4,8 +4,8 @@
 //! prefill chunks. The scheduler knows neither device nor clock, so that it can be simulated.
 //!
 //! Invariants: a running sequence holds pages for all of its tokens but those it has yet to generate; both
-//! queues are in order of submission, except that sequences which were preempted wait in front; the oldest running
-//! sequence is never preempted, so that something always finishes.
+//! queues are in order of submission, except that sequences which were preempted wait in front; the oldest
+//! running sequence is never preempted, so that something always finishes.
 
 mod batch;
 mod sequence;
@@ -117,8 +117,8 @@ impl Scheduler {
 
     /// The next step's batch; `None` if there is nothing to do.
     ///
-    /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the work
-    /// of a step that failed.
+    /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
+    /// work of a step that failed.
     pub fn schedule(&mut self, pages: &mut PagePool) -> Option<BatchPlan> {
         let mut batch = BatchBuilder::new(self.config.max_batch_tokens, self.config.page_size);
         match self.config.priority {
@@ -138,7 +138,8 @@ impl Scheduler {
         batch.finish()
     }
 
-    /// One token of every sequence that generates, oldest first; a new page is taken from the youngest if need be.
+    /// One token of every sequence that generates, oldest first; a new page is taken from the youngest if
+    /// need be.
     fn schedule_decodes(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
         let mut index = 0;
         while index < self.running.len() && batch.room() > 0 {
@@ -172,7 +173,8 @@ impl Scheduler {
         }
     }
 
-    /// Admits sequences in order of submission while there are tokens in the budget and pages for all their tokens.
+    /// Admits sequences in order of submission while there are tokens in the budget and pages for all their
+    /// tokens.
     ///
     /// A page per running sequence stays free, because each may soon need one.
     fn admit(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {

@@ -5,11 +5,12 @@ use crate::Result;
 
 /// Turns tokens into text one by one.
 ///
-/// A character may take several tokens, and a token may end inside one. Text is held back until its characters are
-/// whole, so that the pieces concatenated are the decoded text.
+/// A character may take several tokens, and a token may end inside one. Text is held back until its
+/// characters are whole, so that the pieces concatenated are the decoded text.
 #[derive(Debug, Default)]
 pub struct Detokenizer {
-    /// Tokens whose text is not complete, after some that are context: decoders treat the start of a text apart.
+    /// Tokens whose text is not complete, after some that are context: decoders treat the start of a text
+    /// apart.
     ids: Vec<u32>,
     /// Tokens at the front of `ids` that are context.
     context: usize,

@@ -17,8 +17,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, and special tokens and chat template from a `tokenizer_config.json`; `template`, a
-    /// `chat_template.jinja`, comes before the one in there.
+    /// Reads a `tokenizer.json`, and special tokens and chat template from a `tokenizer_config.json`;
+    /// `template`, a `chat_template.jinja`, comes before the one in there.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] or [`Error::Template`] if they cannot be parsed.
@@ -36,8 +36,8 @@ impl Tokenizer {
 
     /// The ids of a text. Special tokens that are written out in it become what they name.
     ///
-    /// `add_special_tokens` adds those that the tokenizer puts around every text; leave it out for a chat, whose
-    /// template has written them.
+    /// `add_special_tokens` adds those that the tokenizer puts around every text; leave it out for a chat,
+    /// whose template has written them.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].

@@ -94,8 +94,8 @@ pub(crate) fn safetensors(tensors: &[Named], dtype: Dtype) -> Vec<u8> {
 /// A model of two layers with grouped heads.
 pub(crate) fn tiny_config() -> Value {
     json!({
-        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "intermediate_size": 120, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 131,
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "intermediate_size": 120,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 131,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": true, "attention_bias": false
     })

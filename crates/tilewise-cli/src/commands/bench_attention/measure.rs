@@ -21,7 +21,8 @@ pub(super) struct Run<'a> {
 /// Runs that a median needs.
 const MIN_RUNS: usize = 5;
 
-/// A kernel this many times slower than the fastest, which takes this many seconds, is no contender: it runs once.
+/// A kernel this many times slower than the fastest, which takes this many seconds, is no contender: it runs
+/// once.
 const HOPELESS: f64 = 10.0;
 const LONG: f64 = 1.0;
 
@@ -56,8 +57,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Times all kernels in turn, after a launch that warms up, until `budget` seconds have passed and each has run
-/// often enough for a median.
+/// Times all kernels in turn, after a launch that warms up, until `budget` seconds have passed and each has
+/// run often enough for a median.
 ///
 /// Taking turns lets a machine that slows down slow all of them down.
 pub(super) fn alternate(runs: &mut [Run<'_>], budget: f64) -> Result<(), CliError> {

@@ -35,7 +35,8 @@ struct Row {
     title: String,
 }
 
-/// The scalar kernel is the specification, not a contender: above this it takes minutes, so it must be asked for.
+/// The scalar kernel is the specification, not a contender: above this it takes minutes, so it must be asked
+/// for.
 const REFERENCE: &str = "reference";
 const REFERENCE_FLOPS: f64 = 2e9;
 

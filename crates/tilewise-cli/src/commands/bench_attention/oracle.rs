@@ -15,8 +15,8 @@ pub(super) struct Expected {
 /// Multiply-adds that checking a shape may take: about a second.
 const BUDGET: usize = 1 << 29;
 
-/// What a kernel may be off by, given the type of its output: rounding a number below 4 takes half a unit of it,
-/// and the sums are f32.
+/// What a kernel may be off by, given the type of its output: rounding a number below 4 takes half a unit of
+/// it, and the sums are f32.
 pub(super) fn tolerance(out_dtype: DType) -> f64 {
     match out_dtype {
         DType::F16 => 2e-3,

@@ -1,15 +1,17 @@
 //! The HTML report: one file with its plots, that needs nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::Row;
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1c1e21; --dim: #667; --line: #d5d8de; --paper: #fff; --mark: #0a7d55;
-  --s0: #2563c9; --s1: #c2571a; --s2: #0a7d55; --s3: #9437ae; --s4: #a88a00; --s5: #c02a4f }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --dim: #9aa1ad; --line: #3a3f48; --paper: #16181c;
-  --mark: #4fd1a1; --s0: #7fb0ff; --s1: #ffa366; --s2: #4fd1a1; --s3: #d79bea; --s4: #e5cf5a; --s5: #ff8ba3 } }
+:root { color-scheme: light dark; --ink: #1c1e21; --dim: #667; --line: #d5d8de; --paper: #fff;
+  --mark: #0a7d55; --s0: #2563c9; --s1: #c2571a; --s2: #0a7d55; --s3: #9437ae; --s4: #a88a00; --s5: #c02a4f }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8ec; --dim: #9aa1ad; --line: #3a3f48; --paper: #16181c; --mark: #4fd1a1;
+    --s0: #7fb0ff; --s1: #ffa366; --s2: #4fd1a1; --s3: #d79bea; --s4: #e5cf5a; --s5: #ff8ba3 }
+}
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70rem;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.05rem; margin-top: 2rem } p { color: var(--dim) }
@@ -30,8 +32,8 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let _ = writeln!(
         page,
-        "<p>tilewise {version}, {os} on {arch}. Every answer was checked against an f64 oracle before timing; \
-         kernels took turns; times are medians. The marked kernel is the one that dispatch chooses.</p>"
+        "<p>tilewise {version}, {os} on {arch}. Every answer was checked against an f64 oracle before \
+         timing; kernels took turns; times are medians. The marked kernel is the one that dispatch chooses.</p>"
     );
     for sweep in sweeps(rows) {
         page.push_str(&plot(&sweep));
@@ -61,75 +63,96 @@ fn by_title(rows: &[Row]) -> Vec<Vec<&Row>> {
 const WIDTH: f64 = 700.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 60.0;
-const BOTTOM: f64 = 40.0;
+const RIGHT: f64 = 680.0;
+const BOTTOM: f64 = 260.0;
+const TOP: f64 = 20.0;
+
+/// Where a plot puts numbers of keys, by their logarithm, and GFLOP/s.
+struct Axes {
+    shortest: f64,
+    longest: f64,
+    fastest: f64,
+}
+
+impl Axes {
+    fn new(rows: &[&Row]) -> Self {
+        let lengths = || rows.iter().map(|row| row.shape.lengths().1 as f64);
+        Self {
+            shortest: lengths().fold(f64::INFINITY, f64::min),
+            longest: lengths().fold(1.0, f64::max),
+            fastest: nice(rows.iter().map(|row| row.gflops).fold(1.0, f64::max)),
+        }
+    }
+
+    fn x(&self, keys: usize) -> f64 {
+        let share = (keys as f64 / self.shortest).ln() / (self.longest / self.shortest).ln().max(1e-9);
+        LEFT + share * (RIGHT - LEFT)
+    }
+
+    fn y(&self, gflops: f64) -> f64 {
+        BOTTOM - gflops / self.fastest * (BOTTOM - TOP)
+    }
+}
 
 /// Speed over length: a line for each kernel.
 fn plot(rows: &[&Row]) -> String {
-    let length = |row: &Row| (row.shape.lengths().1 as f64).log2();
-    let top = nice(rows.iter().map(|row| row.gflops).fold(1.0, f64::max));
-    let (low, high) =
-        rows.iter().fold((f64::INFINITY, 0f64), |(l, h), row| (l.min(length(row)), h.max(length(row))));
-    let x = |row: &Row| LEFT + (length(row) - low) / (high - low).max(1e-9) * (WIDTH - LEFT - 20.0);
-    let y = |gflops: f64| HEIGHT - BOTTOM - gflops / top * (HEIGHT - BOTTOM - 20.0);
+    let axes = Axes::new(rows);
     let mut svg = format!(
-        "<h2>{}</h2>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"GFLOP/s by number of keys\">\n",
-        escape(&rows[0].shape.sweep_title())
+        "<h2>{}</h2>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+         aria-label=\"GFLOP/s by number of keys\">\n<text x=\"4\" y=\"12\" class=\"dim\">GFLOP/s</text>\n\
+         <text x=\"{RIGHT}\" y=\"{}\" text-anchor=\"end\" class=\"dim\">keys</text>\n",
+        escape(&rows[0].shape.sweep_title()),
+        HEIGHT - 4.0
     );
     for step in 0..=4 {
-        let value = top * f64::from(step) / 4.0;
+        let value = axes.fastest * f64::from(step) / 4.0;
+        let (y, right) = (axes.y(value), LEFT - 8.0);
         let _ = writeln!(
             svg,
-            "<path class=\"grid\" d=\"M{LEFT} {0:.1}H{1}\"/><text x=\"{2}\" y=\"{3:.1}\" text-anchor=\"end\" \
-             class=\"dim\">{value:.0}</text>",
-            y(value),
-            WIDTH - 20.0,
-            LEFT - 8.0,
-            y(value) + 4.0
+            "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>\
+             <text x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\" class=\"dim\">{value:.0}</text>",
+            y + 4.0
         );
     }
-    let mut labels = BTreeMap::new();
     let mut series = BTreeMap::<&str, Vec<&Row>>::new();
+    let mut lengths = BTreeSet::new();
     for row in rows {
-        labels.insert(row.shape.lengths().1, x(row));
         series.entry(row.kernel).or_default().push(row);
+        lengths.insert(row.shape.lengths().1);
     }
-    for (keys, x) in labels {
-        let y = HEIGHT - BOTTOM + 18.0;
+    for keys in lengths {
+        let (x, y) = (axes.x(keys), BOTTOM + 18.0);
         let _ =
             writeln!(svg, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\" class=\"dim\">{keys}</text>");
     }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" class=\"dim\">keys</text>",
-        WIDTH - 20.0,
-        HEIGHT - 4.0
-    );
-    let _ = writeln!(svg, "<text x=\"4\" y=\"12\" class=\"dim\">GFLOP/s</text>");
     for (index, (kernel, points)) in series.into_iter().enumerate() {
-        let color = index % 6;
-        let line: Vec<String> =
-            points.iter().map(|row| format!("{:.1},{:.1}", x(row), y(row.gflops))).collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"var(--s{color})\" stroke-width=\"2\"/>",
-            line.join(" ")
-        );
-        for row in &points {
-            let (x, y) = (x(row), y(row.gflops));
-            let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"var(--s{color})\"/>");
-        }
-        let y = 14.0 + 16.0 * index as f64;
-        let _ = writeln!(
-            svg,
-            "<rect x=\"{LEFT}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"var(--s{color})\"/><text x=\"{}\" y=\"{}\">{}\
-             </text>",
-            y - 9.0,
-            LEFT + 16.0,
-            y,
-            escape(kernel)
-        );
+        svg.push_str(&line(&axes, kernel, &points, index));
     }
     svg.push_str("</svg>\n");
+    svg
+}
+
+/// One kernel's line with its points, and its name in the corner.
+fn line(axes: &Axes, kernel: &str, rows: &[&Row], index: usize) -> String {
+    let color = format!("var(--s{})", index % 6);
+    let places: Vec<_> = rows.iter().map(|row| (axes.x(row.shape.lengths().1), axes.y(row.gflops))).collect();
+    let joined: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let mut svg = format!(
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>\n",
+        joined.join(" ")
+    );
+    for (x, y) in places {
+        let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{color}\"/>");
+    }
+    let (top, name) = (TOP + 16.0 * index as f64, escape(kernel));
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{}\" y=\"{top}\" width=\"10\" height=\"10\" fill=\"{color}\"/>\
+         <text x=\"{}\" y=\"{}\">{name}</text>",
+        LEFT + 8.0,
+        LEFT + 24.0,
+        top + 9.0
+    );
     svg
 }
 
@@ -163,8 +186,8 @@ fn bars(rows: &[&Row]) -> String {
 
 fn table(rows: &[Row]) -> String {
     let mut table = String::from(
-        "<h2>All rows</h2>\n<div class=\"wide\"><table>\n<tr><th>shape<th>kernel<th>median ms<th>min ms<th>runs\
-         <th>GFLOP/s<th>KV GB/s<th>max error<th>threads</tr>\n",
+        "<h2>All rows</h2>\n<div class=\"wide\"><table>\n<tr><th>shape<th>kernel<th>median ms<th>min ms\
+         <th>runs<th>GFLOP/s<th>KV GB/s<th>max error<th>threads</tr>\n",
     );
     for row in rows {
         let class = if row.selected { " class=\"selected\"" } else { "" };

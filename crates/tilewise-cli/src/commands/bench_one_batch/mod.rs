@@ -151,7 +151,8 @@ fn measure<'a>(
             let rate = batch_size as f64 / latency;
             writeln!(
                 out,
-                "Decode {step}. Batch size: {batch_size}, latency: {latency:6.5} s, throughput: {rate:9.2} token/s"
+                "Decode {step}. Batch size: {batch_size}, latency: {latency:6.5} s, \
+                 throughput: {rate:9.2} token/s"
             )?;
         }
     }

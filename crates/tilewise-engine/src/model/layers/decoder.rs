@@ -16,7 +16,8 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Loads `{prefix}.self_attn`, `{prefix}.mlp` and their norms; `head_norms` as [`Attention::load`] takes it.
+    /// Loads `{prefix}.self_attn`, `{prefix}.mlp` and their norms; `head_norms` as [`Attention::load`] takes
+    /// it.
     ///
     /// # Errors
     /// As [`Loader::linear`].

@@ -4,7 +4,8 @@ use half::bf16;
 
 /// Bytes that look like weights.
 ///
-/// A pattern of bf16 numbers near N(0, 0.02) is repeated. Its length is a prime, so that the rows of a matrix differ.
+/// A pattern of bf16 numbers near N(0, 0.02) is repeated. Its length is a prime, so that the rows of a matrix
+/// differ.
 pub(super) struct Dummy {
     pattern: Vec<u8>,
 }

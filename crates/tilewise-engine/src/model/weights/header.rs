@@ -54,7 +54,8 @@ fn lie(value: &Value, data: usize) -> Option<String> {
     let (start, end) = info.data_offsets;
     if start > end || end > data {
         return Some(format!(
-            "is said to be bytes {start} to {end} of {data}: the file is truncated or its header lies; fetch it again"
+            "is said to be bytes {start} to {end} of {data}: the file is truncated or its header lies; \
+             fetch it again"
         ));
     }
     let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, &extent| bits.checked_mul(extent));
@@ -91,7 +92,8 @@ fn overlap(file: &str, tensors: &Map<String, Value>, data: usize) -> Error {
 /// The tensors of each shard that an index names.
 ///
 /// # Errors
-/// [`Error::File`], also for a shard that is not a plain file name: an index must not point out of its folder.
+/// [`Error::File`], also for a shard that is not a plain file name: an index must not point out of its
+/// folder.
 pub(super) fn read_index(file: &str, json: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let value: Value = serde_json::from_slice(json).map_err(|e| Error::file(file, e))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object).filter(|map| !map.is_empty()) else {

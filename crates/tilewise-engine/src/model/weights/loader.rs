@@ -17,8 +17,8 @@ pub struct Progress {
 
 /// Brings a model's tensors to its device, each checked against the shape that the model asks for.
 ///
-/// Each tensor's file pages are given back once it is packed, so that memory peaks at the weights and the largest
-/// tensor not yet packed. Ask for the largest first, while little else is in memory.
+/// Each tensor's file pages are given back once it is packed, so that memory peaks at the weights and the
+/// largest tensor not yet packed. Ask for the largest first, while little else is in memory.
 pub struct Loader<'a> {
     weights: &'a Weights,
     device: &'a dyn Device,
