@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use super::buffer::{HostBuffer, SharedMut, host};
 use super::simd::{Element, Kernel, LANES, Level, PairedBf16, Simd, paired};
 use super::threads::Pool;
-use super::tile::{fma_tile, row_tiles, widen, with_rows};
+use super::tile::{PACKED, Tile, row_tiles, widen, with_rows};
 use crate::{DType, Error, HostTensor, Linear, Result};
 
 /// Inputs per slice: sixteen KiB of widened weights, half of the first cache.
@@ -318,33 +318,26 @@ fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
     weights: &[T],
     panel: usize,
 ) -> usize {
-    const STEP: usize = 32;
     let inputs = product.inputs;
-    let panel_len = inputs * LANES;
-    let weights: [*const T; P] = std::array::from_fn(|p| weights[(panel + p) * panel_len..].as_ptr());
-    let mut acc = [[simd.splat(0.0); P]; R];
-    for r in 0..R {
-        for p in 0..P {
-            acc[r][p] = product.begin(simd, r, panel + p);
+    let mut chains = [[[0.0f32; LANES]; P]; R];
+    for (r, row) in chains.iter_mut().enumerate() {
+        for (p, chain) in row.iter_mut().enumerate() {
+            product.begin(r, panel + p, chain);
         }
     }
-    let mut k = 0;
-    while k < inputs {
-        let len = STEP.min(inputs - k);
-        for first in weights {
-            for at in (0..STEP * LANES * size_of::<T>()).step_by(64) {
-                simd.prefetch(first.wrapping_add((k + AHEAD) * LANES).cast::<u8>().wrapping_add(at));
-            }
-        }
-        let x = product.x[k * R..].as_ptr();
-        let columns: [*const T; P] = weights.map(|first| first.wrapping_add(k * LANES));
-        // SAFETY: `k + len` is at most `inputs`; `x` is one tile `[in][R]`, each panel `[in][16]`.
-        unsafe { fma_tile::<S, T, R, P>(simd, (x, 1, R), (columns, LANES), len, &mut acc) };
-        k += len;
-    }
-    for r in 0..R {
-        for p in 0..P {
-            product.end(simd, r, panel + p, acc[r][p]);
+    simd.vectorize(Tile::<T, R, P, PACKED, LANES, AHEAD> {
+        a: product.x[..R * inputs].as_ptr(),
+        b: std::array::from_fn(|p| weights[(panel + p) * inputs * LANES..][..inputs * LANES].as_ptr()),
+        b_step: LANES,
+        len: inputs,
+        c: chains.as_mut_ptr().cast(),
+        c_row: P * LANES,
+        c_panel: LANES,
+        from_zero: false,
+    });
+    for (r, row) in chains.iter().enumerate() {
+        for (p, chain) in row.iter().enumerate() {
+            product.end(r, panel + p, chain);
         }
     }
     P
@@ -407,30 +400,21 @@ impl Kernel for UseSlice<'_> {
             let own = &mut chains[at..at + tile.len() * LANES];
             at += own.len();
             let x = product.x[tile.start * product.inputs + inputs.start * tile.len()..].as_ptr();
-            with_rows!(tile.len(), R => {
-                if R <= S::MAX_ROWS {
-                    let mut acc = [[simd.splat(0.0)]; R];
-                    for r in 0..R {
-                        acc[r][0] = if inputs.start == 0 {
-                            product.begin(simd, tile.start + r, panel)
-                        } else {
-                            // SAFETY: `own` is `[R][16]`.
-                            unsafe { simd.load(own[r * LANES..].as_ptr()) }
-                        };
-                    }
-                    let b = ([widened.as_ptr()], LANES);
-                    // SAFETY: `x` is at the first input of a tile `[in][R]`, `widened` holds the slice.
-                    unsafe { fma_tile::<S, f32, R, 1>(simd, (x, 1, R), b, inputs.len(), &mut acc) };
-                    for r in 0..R {
-                        if inputs.end == product.inputs {
-                            product.end(simd, tile.start + r, panel, acc[r][0]);
-                        } else {
-                            // SAFETY: as above.
-                            unsafe { simd.store(own[r * LANES..].as_mut_ptr(), acc[r][0]) };
-                        }
-                    }
+            if inputs.start == 0 {
+                for (chain, row) in own.as_chunks_mut().0.iter_mut().zip(tile.clone()) {
+                    product.begin(row, panel, chain);
                 }
-            });
+            }
+            let (c, len) = (own.as_mut_ptr(), inputs.len());
+            // `x` is at the first input of a tile `[in][rows]`, `widened` holds the slice, `c` is `[rows][16]`.
+            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, 0> {
+                a: x, b: [widened.as_ptr()], b_step: LANES, len, c, c_row: LANES, c_panel: 0, from_zero: false,
+            }));
+            if inputs.end == product.inputs {
+                for (chain, row) in own.as_chunks().0.iter().zip(tile) {
+                    product.end(row, panel, chain);
+                }
+            }
         }
     }
 }
@@ -446,34 +430,28 @@ impl Product<'_> {
 
     /// The beginning of a row's chains.
     #[inline(always)]
-    fn begin<S: Simd>(&self, simd: S, row: usize, panel: usize) -> S::V {
+    fn begin(&self, row: usize, panel: usize, chain: &mut [f32; LANES]) {
         if self.onto == Onto::Zero {
-            return simd.splat(0.0);
+            *chain = [0.0; LANES];
+        } else {
+            // SAFETY: every row and panel is computed by one item.
+            let out = unsafe { self.out.get(row * self.outputs + panel * LANES, self.lanes(panel)) };
+            chain[..out.len()].copy_from_slice(out);
         }
-        // SAFETY: every row and panel is computed by one item.
-        let out = unsafe { self.out.get(row * self.outputs + panel * LANES, self.lanes(panel)) };
-        // SAFETY: that many elements are there.
-        unsafe { super::tile::load_some(simd, out.as_ptr(), out.len()) }
     }
 
     /// Adds the bias and writes a row's outputs.
     #[inline(always)]
-    fn end<S: Simd>(&self, simd: S, row: usize, panel: usize, mut chain: S::V) {
-        let lanes = self.lanes(panel);
-        // SAFETY: every row and panel is computed by one item; `bias` has `outputs` elements.
-        unsafe {
-            if let Some(bias) = self.bias {
-                let bias = &bias[panel * LANES..][..lanes];
-                chain = simd.add(chain, super::tile::load_some(simd, bias.as_ptr(), lanes));
-            }
-            let out = self.out.get(row * self.outputs + panel * LANES, lanes);
-            if lanes == LANES {
-                simd.store(out.as_mut_ptr(), chain);
-            } else {
-                let mut all = [0.0f32; LANES];
-                simd.store(all.as_mut_ptr(), chain);
-                out.copy_from_slice(&all[..lanes]);
-            }
+    fn end(&self, row: usize, panel: usize, chain: &[f32; LANES]) {
+        // SAFETY: every row and panel is computed by one item.
+        let out = unsafe { self.out.get(row * self.outputs + panel * LANES, self.lanes(panel)) };
+        if out.len() == LANES {
+            out.copy_from_slice(chain);
+        } else {
+            out.copy_from_slice(&chain[..out.len()]);
+        }
+        if let Some(bias) = self.bias {
+            out.iter_mut().zip(&bias[panel * LANES..]).for_each(|(out, bias)| *out += bias);
         }
     }
 }

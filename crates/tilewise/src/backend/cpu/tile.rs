@@ -1,55 +1,121 @@
 //! The register tile that linear layers and attention share.
 
-use super::simd::{Element, LANES, Simd};
+use super::simd::{Element, Kernel, LANES, Simd};
 
-/// `acc[r][p] += sum over k of a(r, k) * b[p][k]`, where `a(r, k)` is `a[r * a_row + k * a_step]` and `b[p][k]` the
-/// sixteen elements from `b[p] + k * b_step`.
+/// `a(r, k)` of a [`Tile`] is `a[k * R + r]`.
+pub(crate) const PACKED: usize = 0;
+
+/// The steps of `b` of a [`Tile`] are told at run time.
+pub(crate) const STRIDED: usize = 0;
+
+/// `c[r][p] += sum over k of a(r, k) * b[p][k]` for `R` rows and `P` vectors of sixteen.
+///
+/// `a(r, k)` is `a[r * A_ROW + k]`, or as [`PACKED`] says; `b[p][k]` are the sixteen elements from
+/// `b[p] + k * B_STEP` (or `b_step`); `c[r][p]` the sixteen from `c + r * c_row + p * c_panel`. With `AHEAD`, the
+/// lines of `b` that many steps later are prefetched.
 ///
 /// Each lane of each accumulator is one chain of fused multiply-adds in the order of `k`. That is the whole of the
 /// determinism promise for products: how many rows or panels are computed together changes no chain.
 ///
+/// A tile is a function of its own, so that its accumulators stay in registers whatever surrounds its use.
+///
 /// # Safety
-/// All elements so described must be readable.
-#[inline(always)]
-pub(crate) unsafe fn fma_tile<S: Simd, E: Element, const R: usize, const P: usize>(
-    simd: S,
-    (a, a_row, a_step): (*const f32, usize, usize),
-    (b, b_step): ([*const E; P], usize),
-    len: usize,
-    acc: &mut [[S::V; P]; R],
-) {
-    const UNROLL: usize = 4;
-    let mut k = 0;
-    while k + UNROLL <= len {
-        for u in 0..UNROLL {
-            // SAFETY: `k + u < len`; the caller vouches for those elements.
-            unsafe { fma_step(simd, (a.add(k * a_step), a_row, u * a_step), (b, (k + u) * b_step), acc) };
+/// Whoever runs it vouches for the elements so described.
+pub(crate) struct Tile<
+    E,
+    const R: usize,
+    const P: usize,
+    const A_ROW: usize,
+    const B_STEP: usize,
+    const AHEAD: usize,
+> {
+    pub a: *const f32,
+    pub b: [*const E; P],
+    pub b_step: usize,
+    pub len: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub c_panel: usize,
+    /// Whether the chains begin at zero instead of at `c`.
+    pub from_zero: bool,
+}
+
+impl<E: Element, const R: usize, const P: usize, const A_ROW: usize, const B_STEP: usize, const AHEAD: usize>
+    Kernel for Tile<E, R, P, A_ROW, B_STEP, AHEAD>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if R > S::MAX_ROWS {
+            return; // Never asked for: `row_tiles` divides by MAX_ROWS. Keeps the code from being compiled.
         }
-        k += UNROLL;
-    }
-    while k < len {
-        // SAFETY: as above.
-        unsafe { fma_step(simd, (a.add(k * a_step), a_row, 0), (b, k * b_step), acc) };
-        k += 1;
+        let (a_row, a_step) = if A_ROW == PACKED { (1, R) } else { (A_ROW, 1) };
+        let b_step = if B_STEP == STRIDED { self.b_step } else { B_STEP };
+        let mut acc = [[simd.splat(0.0); P]; R];
+        // SAFETY: whoever made the tile vouches for all elements; every step is below `len`.
+        unsafe {
+            if !self.from_zero {
+                for r in 0..R {
+                    for p in 0..P {
+                        acc[r][p] = simd.load(self.c.add(r * self.c_row + p * self.c_panel));
+                    }
+                }
+            }
+            let (mut a, mut b) = (self.a, self.b);
+            // Four steps written out: a loop around them would put `acc` into memory.
+            for _ in 0..self.len / 4 {
+                if AHEAD > 0 {
+                    for p in 0..P {
+                        for line in 0..(4 * LANES * size_of::<E>()).div_ceil(64) {
+                            simd.prefetch(
+                                b[p].wrapping_add(AHEAD * b_step).cast::<u8>().wrapping_add(64 * line),
+                            );
+                        }
+                    }
+                }
+                step(simd, (a, a_row), (b, 0), &mut acc);
+                step(simd, (a.add(a_step), a_row), (b, b_step), &mut acc);
+                step(simd, (a.add(2 * a_step), a_row), (b, 2 * b_step), &mut acc);
+                step(simd, (a.add(3 * a_step), a_row), (b, 3 * b_step), &mut acc);
+                a = a.wrapping_add(4 * a_step);
+                for p in 0..P {
+                    b[p] = b[p].wrapping_add(4 * b_step);
+                }
+            }
+            for _ in 0..self.len % 4 {
+                step(simd, (a, a_row), (b, 0), &mut acc);
+                a = a.wrapping_add(a_step);
+                for p in 0..P {
+                    b[p] = b[p].wrapping_add(b_step);
+                }
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    simd.store(self.c.add(r * self.c_row + p * self.c_panel), acc[r][p]);
+                }
+            }
+        }
     }
 }
 
-/// One step of the chains: `a[r * a_row + a_at]` times the sixteen elements from `b[p] + b_at`.
+/// One step of the chains.
 #[inline(always)]
-unsafe fn fma_step<S: Simd, E: Element, const R: usize, const P: usize>(
+unsafe fn step<S: Simd, E: Element, const R: usize, const P: usize>(
     simd: S,
-    (a, a_row, a_at): (*const f32, usize, usize),
+    (a, a_row): (*const f32, usize),
     (b, b_at): ([*const E; P], usize),
     acc: &mut [[S::V; P]; R],
 ) {
-    // SAFETY: the caller of `fma_tile` vouches for these elements.
+    // Plain loops: a closure, as `map` takes, is compiled without the token's instructions.
+    let mut columns = [simd.splat(0.0); P];
+    // SAFETY: whoever made the tile vouches for these elements.
     unsafe {
-        let mut columns = [simd.splat(0.0); P];
         for p in 0..P {
             columns[p] = E::load(simd, b[p].add(b_at));
         }
         for r in 0..R {
-            let x = simd.splat(*a.add(r * a_row + a_at));
+            let x = simd.splat(*a.add(r * a_row));
             for p in 0..P {
                 acc[r][p] = simd.fma(x, columns[p], acc[r][p]);
             }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
-use super::super::tile::{fma_tile, load_some, with_rows};
+use super::super::tile::{PACKED, STRIDED, Tile, load_some, with_rows};
 use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
@@ -97,26 +97,19 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
         for tile in item.tiles() {
             let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
             let scores = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_mut_ptr();
-            with_rows!(tile.len(), R => {
-                // SAFETY: `q` is `[head_dim][R]`, panels as `score_block` made them, scores `[R][SCORE_STRIDE]`.
-                unsafe {
-                    if R * 2 <= S::MAX_ROWS && count == 2 {
-                        let mut acc = [[simd.splat(0.0); 2]; R];
-                        fma_tile::<S, E, R, 2>(simd, (q, 1, R), (panels, LANES), head_dim, &mut acc);
-                        for r in 0..R {
-                            for p in 0..2 {
-                                simd.store(scores.add(r * SCORE_STRIDE + (local + p) * LANES), acc[r][p]);
-                            }
-                        }
-                    } else if R <= S::MAX_ROWS {
-                        for (p, panel) in panels.into_iter().take(count).enumerate() {
-                            let mut acc = [[simd.splat(0.0)]; R];
-                            fma_tile::<S, E, R, 1>(simd, (q, 1, R), ([panel], LANES), head_dim, &mut acc);
-                            for r in 0..R {
-                                simd.store(scores.add(r * SCORE_STRIDE + (local + p) * LANES), acc[r][0]);
-                            }
-                        }
-                    }
+            let c = scores.wrapping_add(local * LANES);
+            // `q` is `[head_dim][rows]`, panels as `score_block` made them, and scores `[rows][SCORE_STRIDE]`.
+            with_rows!(tile.len(), R => if R * 2 <= S::MAX_ROWS && count == 2 {
+                simd.vectorize(Tile::<E, R, 2, PACKED, LANES, 0> {
+                    a: q, b: panels, b_step: LANES, len: head_dim,
+                    c, c_row: SCORE_STRIDE, c_panel: LANES, from_zero: true,
+                });
+            } else {
+                for (p, panel) in panels.into_iter().take(count).enumerate() {
+                    simd.vectorize(Tile::<E, R, 1, PACKED, LANES, 0> {
+                        a: q, b: [panel], b_step: LANES, len: head_dim,
+                        c: c.wrapping_add(p * LANES), c_row: SCORE_STRIDE, c_panel: 0, from_zero: true,
+                    });
                 }
             });
         }
@@ -240,55 +233,56 @@ impl<E: Element + bytemuck::Zeroable, const R: usize> Kernel for OfRows<E, R> {
         if R > S::MAX_ROWS || weigh.keys.is_empty() {
             return;
         }
-        // SAFETY: `WeighBlock` made the pointers of the shapes that the fields tell.
-        unsafe {
-            if !weigh.values.padded {
-                for p in 0..weigh.count {
-                    weigh.unpadded::<S, R>(simd, p);
-                }
-            } else if weigh.count == 2 && R * 2 <= S::MAX_ROWS {
-                weigh.padded::<S, R, 2>(simd, 0);
-            } else {
-                for p in 0..weigh.count {
-                    weigh.padded::<S, R, 1>(simd, p);
-                }
+        if !weigh.values.padded {
+            for p in 0..weigh.count {
+                // SAFETY: `WeighBlock` made the pointers of the shapes that the fields tell.
+                unsafe { weigh.unpadded::<S, R>(simd, p) };
+            }
+        } else if weigh.count == 2 && R * 2 <= S::MAX_ROWS {
+            weigh.padded::<S, R, 2>(simd, 0);
+        } else {
+            for p in 0..weigh.count {
+                weigh.padded::<S, R, 1>(simd, p);
             }
         }
     }
 }
 
 impl<E: Element + bytemuck::Zeroable> Weigh<E> {
-    /// The keys, cut at groups of sixteen: the first key, the number, and the row of values of the first.
+    /// The keys, cut where their rows do not follow each other: the first key, the number, and the first row.
     #[inline(always)]
     fn groups(&self) -> impl Iterator<Item = (usize, usize, *const E)> {
         let (keys, values) = (self.keys.clone(), self.values);
-        (keys.start / LANES..keys.end.div_ceil(LANES)).map(move |group| {
-            let (start, end) = (keys.start.max(group * LANES), keys.end.min((group + 1) * LANES));
-            (start, end - start, values.groups[group].wrapping_add(start % LANES * values.stride))
+        let mut start = keys.start;
+        std::iter::from_fn(move || {
+            if start >= keys.end {
+                return None;
+            }
+            let first = start;
+            let row = values.groups[first / LANES].wrapping_add(first % LANES * values.stride);
+            let mut group = first / LANES;
+            let follows = |group: usize| values.groups[group].wrapping_add(LANES * values.stride);
+            while (group + 1) * LANES < keys.end && values.groups[group + 1] == follows(group) {
+                group += 1;
+            }
+            start = keys.end.min((group + 1) * LANES);
+            Some((first, start - first, row))
         })
     }
 
     #[inline(always)]
-    unsafe fn padded<S: Simd, const R: usize, const P: usize>(&self, simd: S, skip: usize) {
-        // SAFETY: as the caller says; rows are padded, so every panel has sixteen elements.
-        unsafe {
-            let out = self.out.add(skip * self.stride * LANES);
-            let mut acc = [[simd.splat(0.0); P]; R];
-            for r in 0..R {
-                for p in 0..P {
-                    acc[r][p] = simd.load(out.add((p * self.stride + r) * LANES));
-                }
-            }
-            for (key, count, first) in self.groups() {
-                let columns = std::array::from_fn(|p| first.add((self.panel + skip + p) * LANES));
-                let a = (self.weights.add(key), SCORE_STRIDE, 1);
-                fma_tile::<S, E, R, P>(simd, a, (columns, self.values.stride), count, &mut acc);
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    simd.store(out.add((p * self.stride + r) * LANES), acc[r][p]);
-                }
-            }
+    fn padded<S: Simd, const R: usize, const P: usize>(&self, simd: S, skip: usize) {
+        for (key, count, first) in self.groups() {
+            simd.vectorize(Tile::<E, R, P, SCORE_STRIDE, STRIDED, 0> {
+                a: self.weights.wrapping_add(key),
+                b: std::array::from_fn(|p| first.wrapping_add((self.panel + skip + p) * LANES)),
+                b_step: self.values.stride,
+                len: count,
+                c: self.out.wrapping_add(skip * self.stride * LANES),
+                c_row: LANES,
+                c_panel: self.stride * LANES,
+                from_zero: false,
+            });
         }
     }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd};
-use super::super::tile::{fma_tile, load_some, with_rows};
+use super::super::tile::{PACKED, Tile, load_some, with_rows};
 use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
@@ -97,18 +97,11 @@ fn score_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
             let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
             let keys = scratch.keys[panel * LANES * head_dim..][..LANES * head_dim].as_ptr();
             let scores = &mut scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE];
-            with_rows!(tile.len(), R => {
-                if R <= S::MAX_ROWS {
-                    let mut acc = [[simd.splat(0.0)]; R];
-                    // SAFETY: `q` is `[head_dim][R]`, `keys` a panel `[head_dim][16]`.
-                    unsafe { fma_tile::<S, f32, R, 1>(simd, (q, 1, R), ([keys], LANES), head_dim, &mut acc) };
-                    for r in 0..R {
-                        let to = &mut scores[r * SCORE_STRIDE + panel * LANES..][..LANES];
-                        // SAFETY: `to` has sixteen elements.
-                        unsafe { simd.store(to.as_mut_ptr(), acc[r][0]) };
-                    }
-                }
-            });
+            let c = scores[panel * LANES..].as_mut_ptr();
+            // `q` is `[head_dim][rows]`, `keys` a panel `[head_dim][16]`, and scores `[rows][SCORE_STRIDE]`.
+            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, 0> {
+                a: q, b: [keys], b_step: LANES, len: head_dim, c, c_row: SCORE_STRIDE, c_panel: 0, from_zero: true,
+            }));
         }
     }
 }
@@ -127,65 +120,53 @@ fn weigh_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
             let at = (tile.start * panels + panel * rows) * LANES;
             let out = scratch.out[at..at + rows * LANES].as_mut_ptr();
             let weights = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_ptr();
-            // SAFETY: weights are `[rows][SCORE_STRIDE]`, values `[KV_BLOCK][16]`, sums `[rows][16]`; the ranges
-            // lie inside the block.
-            unsafe {
-                if common == union {
-                    with_rows!(rows, R => simd.vectorize(Weigh::<R> { weights, values, keys: common, out }));
-                    continue;
-                }
-                let whole = !common.is_empty();
+            let all = Weigh { weights, values, out };
+            if common == union {
+                with_rows!(rows, R => all.run::<S, R>(simd, 0, common));
+                continue;
+            }
+            let whole = !common.is_empty();
+            for (r, row) in tile.clone().enumerate() {
+                let sees = scratch.row_view(row, block);
+                all.run::<S, 1>(simd, r, sees.start..if whole { common.start } else { sees.end });
+            }
+            if whole {
+                with_rows!(rows, R => all.run::<S, R>(simd, 0, common.clone()));
                 for (r, row) in tile.clone().enumerate() {
-                    let sees = scratch.row_view(row, block);
-                    let head = sees.start..if whole { common.start } else { sees.end };
-                    let (weights, out) = (weights.add(r * SCORE_STRIDE), out.add(r * LANES));
-                    simd.vectorize(Weigh::<1> { weights, values, keys: head, out });
-                }
-                if whole {
-                    with_rows!(rows, R => simd.vectorize(Weigh::<R> { weights, values, keys: common.clone(), out }));
-                    for (r, row) in tile.clone().enumerate() {
-                        let tail = common.end..scratch.row_view(row, block).end;
-                        let (weights, out) = (weights.add(r * SCORE_STRIDE), out.add(r * LANES));
-                        simd.vectorize(Weigh::<1> { weights, values, keys: tail, out });
-                    }
+                    all.run::<S, 1>(simd, r, common.end..scratch.row_view(row, block).end);
                 }
             }
         }
     }
 }
 
-/// Adds the weighted values of some keys of a block to the sums of `R` rows.
-struct Weigh<const R: usize> {
-    /// `[R][SCORE_STRIDE]`.
+/// A tile's weights, a panel of values, and the sums they go to.
+#[derive(Clone, Copy)]
+struct Weigh {
+    /// `[rows][SCORE_STRIDE]`.
     weights: *const f32,
     /// `[KV_BLOCK][16]`.
     values: *const f32,
-    /// Within the block.
-    keys: Range<usize>,
-    /// `[R][16]`.
+    /// `[rows][16]`.
     out: *mut f32,
 }
 
-impl<const R: usize> Kernel for Weigh<R> {
-    type Output = ();
-
+impl Weigh {
+    /// Adds the weighted values of `keys`, a range within the block, to `R` rows from `first` on.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { weights, values, keys, out } = self;
-        if R > S::MAX_ROWS || keys.is_empty() {
+    fn run<S: Simd, const R: usize>(self, simd: S, first: usize, keys: Range<usize>) {
+        if keys.is_empty() {
             return;
         }
-        // SAFETY: `weigh_block`, which alone makes this, gives pointers of these shapes into the scratch memory.
-        unsafe {
-            let mut acc = [[simd.splat(0.0)]; R];
-            for r in 0..R {
-                acc[r][0] = simd.load(out.add(r * LANES));
-            }
-            let (a, b) = (weights.add(keys.start), values.add(keys.start * LANES));
-            fma_tile::<S, f32, R, 1>(simd, (a, SCORE_STRIDE, 1), ([b], LANES), keys.len(), &mut acc);
-            for r in 0..R {
-                simd.store(out.add(r * LANES), acc[r][0]);
-            }
-        }
+        simd.vectorize(Tile::<f32, R, 1, SCORE_STRIDE, LANES, 0> {
+            a: self.weights.wrapping_add(first * SCORE_STRIDE + keys.start),
+            b: [self.values.wrapping_add(keys.start * LANES)],
+            b_step: LANES,
+            len: keys.len(),
+            c: self.out.wrapping_add(first * LANES),
+            c_row: LANES,
+            c_panel: 0,
+            from_zero: false,
+        });
     }
 }

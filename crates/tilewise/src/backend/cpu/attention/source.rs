@@ -133,9 +133,11 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
         unsafe {
             let first = self.keys.add(group * LANES * self.key_stride);
             for d in (0..head_dim).step_by(LANES) {
-                let rows: [S::V; LANES] = std::array::from_fn(|token| {
-                    load_some(simd, first.add(token.min(tokens - 1) * self.key_stride + d), head_dim - d)
-                });
+                let mut rows = [simd.splat(0.0); LANES];
+                for token in 0..LANES {
+                    let key = first.add(token.min(tokens - 1) * self.key_stride + d);
+                    rows[token] = load_some(simd, key, head_dim - d);
+                }
                 if head_dim - d >= LANES {
                     simd.store_transposed(&rows, to.add(d * LANES), LANES);
                 } else {

@@ -75,8 +75,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const half::bf16) -> Self::V {
         // SAFETY: the caller vouches for sixteen readable elements.
-        let halves = unsafe { [_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())] };
-        halves.map(|half| proven!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))))
+        let (low, high) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
+        proven! {
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high))),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -125,23 +130,25 @@ impl Simd for Avx2 {
             let (start, end) = (_mm256_set1_epi32(start as i32 - 1), _mm256_set1_epi32(end as i32));
             let fill = _mm256_set1_ps(fill);
             let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            let lanes = [low, _mm256_add_epi32(low, _mm256_set1_epi32(8))];
-            let keep = |lanes, v| {
-                let inside = _mm256_and_si256(_mm256_cmpgt_epi32(lanes, start), _mm256_cmpgt_epi32(end, lanes));
-                _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(inside))
-            };
-            [keep(lanes[0], v[0]), keep(lanes[1], v[1])]
+            let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+            let low = _mm256_and_si256(_mm256_cmpgt_epi32(low, start), _mm256_cmpgt_epi32(end, low));
+            let high = _mm256_and_si256(_mm256_cmpgt_epi32(high, start), _mm256_cmpgt_epi32(end, high));
+            [
+                _mm256_blendv_ps(fill, v[0], _mm256_castsi256_ps(low)),
+                _mm256_blendv_ps(fill, v[1], _mm256_castsi256_ps(high)),
+            ]
         }
     }
 
     #[inline(always)]
     fn scale_by_exponent(self, mantissa: Self::V, shifted: Self::V) -> Self::V {
         proven! {
-            let scale = |m, n| {
-                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
-                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(m), exponent))
-            };
-            [scale(mantissa[0], shifted[0]), scale(mantissa[1], shifted[1])]
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted[0]));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted[1]));
+            [
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(mantissa[0]), low)),
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(mantissa[1]), high)),
+            ]
         }
     }
 
@@ -174,11 +181,14 @@ impl Simd for Avx2 {
     unsafe fn store_transposed(self, rows: &[Self::V; LANES], p: *mut f32, stride: usize) {
         for half in 0..2 {
             for eight in 0..2 {
-                let block: [__m256; 8] = std::array::from_fn(|i| rows[8 * eight + i][half]);
+                let mut block = [rows[8 * eight][half]; 8];
+                for i in 1..8 {
+                    block[i] = rows[8 * eight + i][half];
+                }
                 let columns = proven!(transpose_8x8(block));
-                for (j, column) in columns.into_iter().enumerate() {
+                for j in 0..8 {
                     // SAFETY: the caller vouches for sixteen rows of sixteen elements at `stride`.
-                    unsafe { _mm256_storeu_ps(p.add((8 * half + j) * stride + 8 * eight), column) };
+                    unsafe { _mm256_storeu_ps(p.add((8 * half + j) * stride + 8 * eight), columns[j]) };
                 }
             }
         }
