@@ -33,7 +33,8 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     let _ = writeln!(
         page,
         "<p>tilewise {version}, {os} on {arch}. Every answer was checked against an f64 oracle before \
-         timing; kernels took turns; times are medians. The marked kernel is the one that dispatch chooses.</p>"
+         timing; kernels took turns; times are medians. The marked kernel is the one that dispatch \
+         chooses.</p>"
     );
     for sweep in sweeps(rows) {
         page.push_str(&plot(&sweep));
