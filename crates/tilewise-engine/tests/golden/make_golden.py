@@ -1,7 +1,7 @@
 """Write the fixtures of golden.rs: logits and greedy tokens of small random Qwen3 models, by transformers.
 
-    pip install torch transformers numpy
-    python make_golden.py            # rewrites the JSON files beside this script
+    pip install torch transformers tokenizers numpy
+    python make_golden.py            # rewrites the JSON files beside this script, and demo/loss.json
 
 No weights are stored. Both sides make them from the same formula: element i of a tensor is
 scale * (n - 2^23) / 2^23, where n is the upper 24 bits of splitmix64(fnv1a(name) + (i + 1) * 0x9e3779b97f4a7c15),
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 NEW_TOKENS = 24
@@ -110,9 +111,25 @@ def run_forced(model, prompt, tokens):
     return torch.stack(logits)
 
 
+@torch.no_grad()
+def demo_loss(folder, windows=4, window=512):
+    """Mean loss of the repository's trained model over the first windows of its held-out text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode((folder / "heldout.txt").read_text(), add_special_tokens=False).ids
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    losses = []
+    for start in range(0, windows * window, window):
+        x = torch.tensor([ids[start:start + window]])
+        losses.append(torch.nn.functional.cross_entropy(model(x).logits[0, :-1].double(), x[0, 1:]).item())
+    return {"windows": windows, "window": window, "loss": sum(losses) / windows}
+
+
 def main():
     torch.manual_seed(0)
     here = Path(__file__).parent
+    (here / "demo").mkdir(exist_ok=True)
+    loss = demo_loss(here.parents[3] / "models" / "demo")
+    (here / "demo" / "loss.json").write_text(json.dumps(loss) + "\n")
     for row in MODELS:
         name, vocab, length = row[0], row[7], row[12]
         config = make_config(row)
