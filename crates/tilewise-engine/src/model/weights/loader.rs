@@ -43,26 +43,27 @@ impl<'a> Loader<'a> {
     /// `{name}.bias` if `bias` is set.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a tensor that is missing or of another shape or type.
+    /// [`crate::Error::Tensor`] for a tensor that is missing or of another shape or type.
     pub fn linear(&mut self, parts: &[(String, usize)], in_features: usize, bias: bool) -> Result<Linear> {
         let names: Vec<String> = parts.iter().map(|(name, _)| format!("{name}.weight")).collect();
-        let shapes: Vec<[usize; 2]> = parts.iter().map(|&(_, out)| [out, in_features]).collect();
-        let bias = match bias {
-            true => Some(self.biases(parts)?),
-            false => None,
-        };
-        let made: Vec<Vec<u8>> = match &self.weights.dummy {
-            Some(dummy) => {
-                names.iter().zip(&shapes).map(|(name, s)| dummy.bytes(name, s[0] * s[1])).collect()
+        let bias = if bias { Some(self.biases(parts)?) } else { None };
+        let mut pieces = Vec::new();
+        for (name, &(_, out)) in names.iter().zip(parts) {
+            match &self.weights.dummy {
+                Some(dummy) => {
+                    let matrix = dummy.matrix(name, out, in_features)?;
+                    pieces.extend(
+                        matrix.into_iter().map(|(rows, bytes)| ([rows, in_features], DType::Bf16, bytes)),
+                    );
+                }
+                None => {
+                    let (dtype, bytes) = self.weights.tensor(name, &[out, in_features])?;
+                    pieces.push(([out, in_features], dtype, bytes));
+                }
             }
-            None => Vec::new(),
-        };
-        let host =
-            names.iter().zip(&shapes).enumerate().map(|(index, (name, shape))| match made.get(index) {
-                Some(bytes) => Ok(HostTensor::new(shape, DType::Bf16, bytes)?),
-                None => self.weights.tensor(name, shape),
-            });
-        let host = host.collect::<Result<Vec<_>>>()?;
+        }
+        let host = pieces.iter().map(|(shape, dtype, bytes)| HostTensor::new(shape, *dtype, bytes));
+        let host = host.collect::<tilewise::Result<Vec<_>>>()?;
         let linear = self.device.pack_linear(&host, bias.as_deref(), self.dtype)?;
         let bytes = host.iter().map(|tensor| tensor.bytes.len()).sum();
         names.iter().for_each(|name| self.weights.release(name));
@@ -88,20 +89,16 @@ impl<'a> Loader<'a> {
     }
 
     fn values(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        if let Some(dummy) = &self.weights.dummy {
-            let widen = |values: &[u8]| widen(DType::Bf16, values);
-            return Ok(if name.ends_with("norm.weight") {
-                vec![1.0; len]
-            } else {
-                widen(&dummy.bytes(name, len))
-            });
-        }
-        let shape = [len];
-        let tensor = self.weights.tensor(name, &shape)?;
-        let values = widen(tensor.dtype, tensor.bytes);
-        let bytes = tensor.bytes.len();
+        let (dtype, bytes) = match &self.weights.dummy {
+            Some(_) if name.ends_with("norm.weight") => return Ok(vec![1.0; len]),
+            Some(dummy) => (DType::Bf16, dummy.matrix(name, 1, len)?[0].1),
+            None => self.weights.tensor(name, &[len])?,
+        };
+        let values = widen(dtype, bytes);
+        let bytes = bytes.len();
         if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
-            return Err(self.weights.error(name, self.weights.tensors.get(name), format!("holds {bad}")));
+            let why = format!("holds {bad}; fetch the model again");
+            return Err(self.weights.error(name, self.weights.tensors.get(name), why));
         }
         self.weights.release(name);
         self.advance(bytes);

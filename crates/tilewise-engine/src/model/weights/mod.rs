@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
-use tilewise::{DType, HostTensor, MappedFile};
+use tilewise::{DType, MappedFile};
 
 use crate::{Error, Result};
 use dummy::Dummy;
@@ -112,8 +112,8 @@ impl Weights {
         })
     }
 
-    /// A tensor of the shape that the model's configuration asks for.
-    fn tensor<'a>(&'a self, name: &str, shape: &'a [usize]) -> Result<HostTensor<'a>> {
+    /// Type and bytes of a tensor, which must have the shape that the model's configuration asks for.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(DType, &[u8])> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(self.error(name, None, "is missing; fetch the model again"));
         };
@@ -126,8 +126,7 @@ impl Weights {
             let why = format!("has the type {:?}; give weights in F32, F16 or BF16", entry.dtype);
             return Err(self.error(name, Some(entry), why));
         };
-        let bytes = &self.shards[entry.shard].bytes()[entry.range.clone()];
-        Ok(HostTensor::new(shape, dtype, bytes)?)
+        Ok((dtype, &self.shards[entry.shard].bytes()[entry.range.clone()]))
     }
 
     /// Lets the system take back the memory of a tensor that has been copied.
