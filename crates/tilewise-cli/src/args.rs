@@ -71,9 +71,9 @@ pub(crate) struct GenerateArgs {
     pub(crate) model: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-    /// Element type of the weights in memory; the file's unless given
-    #[arg(long, value_parser = dtype, value_name = TYPES)]
-    pub(crate) dtype: Option<DType>,
+    /// Element type of the weights in memory; auto is the file's
+    #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
+    pub(crate) dtype: WeightDType,
     /// Tokens to generate at most; 128 or what the model's context holds, unless given
     #[arg(long, value_name = "N")]
     pub(crate) max_new_tokens: Option<usize>,
@@ -165,7 +165,7 @@ pub(crate) struct ShapeArgs {
 pub(crate) struct BenchAttentionArgs {
     #[command(flatten)]
     pub(crate) shape: ShapeArgs,
-    /// Only this kernel
+    /// Only this kernel; the scalar reference is left out of large shapes unless it is asked for
     #[arg(long, value_name = "NAME")]
     pub(crate) kernel: Option<String>,
     /// Seconds to measure each shape for
@@ -248,9 +248,9 @@ pub(crate) struct BenchOneBatchArgs {
     pub(crate) log_decode_step: usize,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-    /// Element type of the weights in memory; the file's unless given
-    #[arg(long, value_parser = dtype, value_name = TYPES)]
-    pub(crate) dtype: Option<DType>,
+    /// Element type of the weights in memory; auto is the file's
+    #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
+    pub(crate) dtype: WeightDType,
     /// Force this attention kernel
     #[arg(long, value_name = "NAME")]
     pub(crate) attention_backend: Option<String>,
@@ -263,6 +263,14 @@ pub(crate) struct BenchOneBatchArgs {
     /// Devices to split the model over; only 1 is possible
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) tp_size: usize,
+}
+
+/// An element type of weights, or that of the file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightDType(pub(crate) Option<DType>);
+
+fn weight_dtype(name: &str) -> Result<WeightDType, String> {
+    if name == "auto" { Ok(WeightDType(None)) } else { dtype(name).map(|dtype| WeightDType(Some(dtype))) }
 }
 
 /// Parses one of [`TYPES`].

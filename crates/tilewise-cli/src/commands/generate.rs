@@ -45,7 +45,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     request.sampling.validate()?;
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
-    let config = EngineConfig { dtype: args.dtype, kv, max_running: 1, ..EngineConfig::default() };
+    let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, ..EngineConfig::default() };
     let mut engine = model::load(&device, &source, &config)?;
     let mut stdout = std::io::stdout().lock();
     match args.format {

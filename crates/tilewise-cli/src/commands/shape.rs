@@ -52,7 +52,7 @@ impl ShapeRecord {
         let kv = if dtype == kv_dtype { String::new() } else { format!(" over {kv_dtype}") };
         let pages = self.page_size.map(|size| format!(" by {size}")).unwrap_or_default();
         format!(
-            "batch {batch}, {qo_heads} query heads over {kv_heads} of {head_dim}{decode}{causal}{window}, \
+            "batch {batch}, {qo_heads} query heads over {kv_heads} KV heads of {head_dim}{decode}{causal}{window}, \
              {dtype}{kv}, {layout}{pages}"
         )
     }
@@ -200,7 +200,7 @@ impl Shape {
             layout => layout.name().to_owned(),
         };
         format!(
-            "batch {}, {} query heads over {} of {}, {} queries over {} keys{mask}, {}{kv}, {layout}",
+            "batch {}, {} query heads over {} KV heads of {}, {} queries over {} keys{mask}, {}{kv}, {layout}",
             self.batch,
             params.num_qo_heads,
             params.num_kv_heads,

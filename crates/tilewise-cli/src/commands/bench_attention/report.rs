@@ -17,7 +17,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem } h2 { font-size: 1.05rem; margin-top: 2rem } p { color: var(--dim) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } .selected td { color: var(--mark); font-weight: 600 }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left }
+th:first-child, td:first-child { white-space: normal; min-width: 20rem } .selected td { color: var(--mark); font-weight: 600 }
 svg { width: 100%; max-width: 44rem; height: auto; font-size: 12px } svg text { fill: var(--ink) }
 svg .dim { fill: var(--dim) } svg .grid { stroke: var(--line) }
 ";
@@ -29,10 +30,10 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     let _ = writeln!(page, "<title>tilewise bench attention</title>\n<style>{STYLE}</style>");
     let _ = writeln!(page, "<h1>Attention on {}</h1>", escape(device));
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    let version = env!("CARGO_PKG_VERSION");
+    let (version, processor) = (env!("CARGO_PKG_VERSION"), escape(&processor()));
     let _ = writeln!(
         page,
-        "<p>tilewise {version}, {os} on {arch}. Every answer was checked against an f64 oracle before \
+        "<p>tilewise {version}, {os} on {arch}{processor}. Every answer was checked against an f64 oracle before \
          timing; kernels took turns; times are medians. The marked kernel is the one that dispatch \
          chooses.</p>"
     );
@@ -45,6 +46,13 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     page.push_str(&table(rows));
     page.push_str("</html>\n");
     page
+}
+
+/// The processor's name after a comma, where the system tells it.
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map(|(_, name)| format!(", {}", name.trim())).unwrap_or_default()
 }
 
 /// Rows that differ in their lengths only, where there are at least two lengths.

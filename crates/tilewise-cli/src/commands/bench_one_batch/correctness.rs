@@ -34,7 +34,7 @@ pub(super) fn run(
     let new_tokens = args.output_len[0];
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
     let config = EngineConfig {
-        dtype: args.dtype,
+        dtype: args.dtype.0,
         kv: KvBudget::Tokens(longest + new_tokens),
         max_running: 1,
         max_batch_tokens: longest.max(args.cut_len),

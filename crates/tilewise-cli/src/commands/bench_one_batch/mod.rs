@@ -114,7 +114,7 @@ fn engine_config(args: &BenchOneBatchArgs, cases: &[Case]) -> EngineConfig {
         case.batch_size.saturating_mul(pages * config.page_size)
     };
     EngineConfig {
-        dtype: args.dtype,
+        dtype: args.dtype.0,
         kv: KvBudget::Tokens(cases.iter().map(tokens).max().unwrap_or(1)),
         max_running: cases.iter().map(|case| case.batch_size).max().unwrap_or(1),
         max_batch_tokens: args
