@@ -1,4 +1,43 @@
 //! The command `tilewise`.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod embedded;
+mod env;
+mod error;
+mod model;
+mod progress;
+
+use std::process::ExitCode;
+
+use args::{Bench, Command};
+use error::CliError;
+
+fn main() -> ExitCode {
+    let environment = env::Environment::read();
+    let result = match args::parse(environment.args) {
+        Ok(command) => run(command),
+        Err(error) if error.use_stderr() => Err(CliError::from(error)),
+        // Help and version were asked for.
+        Err(error) => error.print().map_err(CliError::from),
+    };
+    match result {
+        // Whoever read the output has closed it, and with it any interest in the rest.
+        Ok(()) | Err(CliError::Closed) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tilewise: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Bench(Bench::Attention(args)) => commands::bench_attention::run(&args),
+        Command::BenchOneBatch(args) => commands::bench_one_batch::run(&args),
+        Command::Explain(args) => commands::explain::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+    }
+}

@@ -1,2 +1,21 @@
-//! Requests to tokens.
+//! Requests to tokens: models, a paged cache, a scheduler that batches continuously, and a sampler.
+//!
+//! The engine is synchronous and owns its device. Each [`Engine::step`] schedules a ragged batch, runs the
+//! model over it once and samples. What a request gets depends on its own tokens and parameters only, in
+//! every bit.
 #![forbid(unsafe_code)]
+
+pub mod cache;
+mod config;
+mod engine;
+mod error;
+pub mod model;
+pub mod request;
+pub mod sampler;
+pub mod scheduler;
+pub mod tokenizer;
+
+pub use config::{EngineConfig, KvBudget};
+pub use engine::{Engine, EngineStats};
+pub use error::{Error, Result};
+pub use request::{Event, FinishReason, GenerateRequest, RequestId, SamplingParams};

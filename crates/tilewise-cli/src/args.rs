@@ -1,0 +1,279 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tilewise::DType;
+
+/// Exact attention and language models on your own machine.
+#[derive(Debug, Parser)]
+#[command(name = "tilewise", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Continue a text; with no model given, by the embedded one, which knows Python
+    Generate(GenerateArgs),
+    /// Measure a kernel
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Measure a model's prefill and decode, one batch at a time
+    BenchOneBatch(BenchOneBatchArgs),
+    /// Say which attention kernel a shape gets, by which rule and record
+    Explain(ExplainArgs),
+    /// Say what is in a model's folder, and how many tokens fit in memory
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Measure every attention kernel on a shape, after checking its answer
+    Attention(BenchAttentionArgs),
+}
+
+/// The element types that models and kernels take.
+const TYPES: &str = "f32|f16|bf16";
+
+/// Reads a command line.
+pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
+    CommandLine::try_parse_from(args).map(|line| line.command)
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: cpu, gpu or gpu:N
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    pub(crate) device: String,
+    /// Threads of the cpu; one per core unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The text to continue
+    #[arg(required_unless_present = "token_ids")]
+    pub(crate) prompt: Option<String>,
+    /// A Hugging Face folder; the embedded model unless given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Element type of the weights in memory; auto is the file's
+    #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
+    pub(crate) dtype: WeightDType,
+    /// Tokens to generate at most; 128 or what the model's context holds, unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
+    /// Divides the logits; 0 takes the most probable token
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "T")]
+    pub(crate) temperature: f32,
+    /// Draw among the K most probable tokens only
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw among the fewest tokens whose probabilities reach P
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_name = "P")]
+    pub(crate) top_p: f32,
+    /// Selects the random stream
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub(crate) seed: u64,
+    /// Put the prompt into the model's chat template, as the user's turn
+    #[arg(long, conflicts_with = "token_ids")]
+    pub(crate) chat: bool,
+    /// Token ids to continue, in place of a text
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt", value_name = "1,2,3")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// Batch, heads, tokens, head_dim
+    Dense,
+    /// Tokens, heads, head_dim: sequence after sequence
+    Ragged,
+    /// Keys and values in pages
+    Paged,
+}
+
+impl Layout {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Ragged => "ragged",
+            Self::Paged => "paged",
+        }
+    }
+}
+
+/// Shapes of attention; several values separated by commas sweep.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ShapeArgs {
+    /// Sequences
+    #[arg(long, default_value = "1", value_delimiter = ',', value_name = "N")]
+    pub(crate) batch: Vec<usize>,
+    /// Query heads
+    #[arg(long, default_value = "16", value_delimiter = ',', value_name = "N")]
+    pub(crate) qo_heads: Vec<usize>,
+    /// Key and value heads
+    #[arg(long, default_value = "8", value_delimiter = ',', value_name = "N")]
+    pub(crate) kv_heads: Vec<usize>,
+    /// Queries per sequence
+    #[arg(long, default_value = "2048", value_delimiter = ',', value_name = "N")]
+    pub(crate) q_len: Vec<usize>,
+    /// Keys per sequence; as many as queries unless given
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    pub(crate) kv_len: Vec<usize>,
+    /// Elements per head
+    #[arg(long, default_value = "128", value_delimiter = ',', value_name = "N")]
+    pub(crate) head_dim: Vec<usize>,
+    /// A query sees no key after its own position
+    #[arg(long)]
+    pub(crate) causal: bool,
+    /// A query sees at most this many keys before its own position and, without --causal, after it
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    pub(crate) window: Vec<u32>,
+    /// Element types of queries, keys and values
+    #[arg(long, default_value = "f32", value_delimiter = ',', value_parser = dtype, value_name = TYPES)]
+    pub(crate) dtype: Vec<DType>,
+    /// Element types of keys and values, where they differ from the queries'
+    #[arg(long, value_delimiter = ',', value_parser = dtype, value_name = TYPES)]
+    pub(crate) kv_dtype: Vec<DType>,
+    /// Where the keys and values are
+    #[arg(long, default_value = "dense", value_enum, value_delimiter = ',')]
+    pub(crate) layout: Vec<Layout>,
+    /// Tokens per page of the paged layout
+    #[arg(long, default_value = "16", value_delimiter = ',', value_name = "16|32|64|128")]
+    pub(crate) page_size: Vec<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchAttentionArgs {
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    /// Only this kernel; the scalar reference is left out of large shapes unless it is asked for
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    /// Seconds to measure each shape for
+    #[arg(long, default_value_t = 1.0, value_name = "S")]
+    pub(crate) budget: f64,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+    /// Write a report with plots that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    /// Ask for this kernel
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel: Option<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A Hugging Face folder; the embedded model unless given
+    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadFormat {
+    /// The folder's safetensors
+    Auto,
+    /// Random weights for the folder's config.json, which needs no other file
+    Dummy,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchOneBatchArgs {
+    /// A Hugging Face folder; the embedded model unless given
+    #[arg(long, visible_alias = "model", value_name = "DIR")]
+    pub(crate) model_path: Option<PathBuf>,
+    /// Where the weights come from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) load_format: LoadFormat,
+    /// Sequences per batch
+    #[arg(long, default_value = "1", num_args = 1.., value_name = "N")]
+    pub(crate) batch_size: Vec<usize>,
+    /// Tokens of each prompt
+    #[arg(long, default_value = "1024", num_args = 1.., value_name = "N")]
+    pub(crate) input_len: Vec<usize>,
+    /// Tokens to generate
+    #[arg(long, default_value = "16", num_args = 1.., value_name = "N")]
+    pub(crate) output_len: Vec<usize>,
+    /// Name of this run in the results
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub(crate) run_name: String,
+    /// File that a JSON line per combination is appended to
+    #[arg(long, default_value = "result.jsonl", value_name = "FILE")]
+    pub(crate) result_filename: PathBuf,
+    /// Show logits and texts of fixed prompts, whole and in two parts, instead of measuring
+    #[arg(long)]
+    pub(crate) correctness_test: bool,
+    /// Tokens of the first part in --correctness-test
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) cut_len: usize,
+    /// Print every Nth decode step besides the first five
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) log_decode_step: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Element type of the weights in memory; auto is the file's
+    #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
+    pub(crate) dtype: WeightDType,
+    /// Force this attention kernel
+    #[arg(long, value_name = "NAME")]
+    pub(crate) attention_backend: Option<String>,
+    /// Tokens that one step computes at most
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub(crate) chunked_prefill_size: usize,
+    /// Accepted for compatibility; there is no prefix cache yet, so nothing changes
+    #[arg(long)]
+    pub(crate) disable_radix_cache: bool,
+    /// Devices to split the model over; only 1 is possible
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) tp_size: usize,
+}
+
+/// An element type of weights, or that of the file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightDType(pub(crate) Option<DType>);
+
+fn weight_dtype(name: &str) -> Result<WeightDType, String> {
+    if name == "auto" { Ok(WeightDType(None)) } else { dtype(name).map(|dtype| WeightDType(Some(dtype))) }
+}
+
+/// Parses one of [`TYPES`].
+fn dtype(name: &str) -> Result<DType, String> {
+    name.parse().map_err(|error: tilewise::Error| error.to_string())
+}

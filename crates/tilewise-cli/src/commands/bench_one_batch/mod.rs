@@ -1,0 +1,201 @@
+//! `tilewise bench-one-batch`: prefill and decode of one batch, through the engine that serves.
+
+mod correctness;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::time::Instant;
+
+use serde::Serialize;
+use tilewise_engine::model::ModelSource;
+use tilewise_engine::scheduler::Priority;
+use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget};
+
+use crate::args::{BenchOneBatchArgs, LoadFormat};
+use crate::error::CliError;
+use crate::model;
+
+/// One measured combination, as SGLang's benchmark of the same name writes it.
+#[derive(Debug, Serialize)]
+struct Record<'a> {
+    run_name: &'a str,
+    batch_size: usize,
+    input_len: usize,
+    output_len: usize,
+    prefill_latency: f64,
+    prefill_throughput: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    median_decode_latency: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    median_decode_throughput: Option<f64>,
+    total_latency: f64,
+    overall_throughput: f64,
+}
+
+/// Sizes of one run.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    batch_size: usize,
+    input_len: usize,
+    output_len: usize,
+}
+
+pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
+    check(args)?;
+    let device = model::open_device(&args.device)?;
+    let source = source(args)?;
+    if args.correctness_test {
+        return correctness::run(args, &device, &source);
+    }
+    let cases = cases(args);
+    let mut engine = model::load(&device, &source, &engine_config(args, &cases))?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "max_total_num_tokens={}", engine.stats().total_tokens)?;
+    writeln!(stdout, "Warmup ...")?;
+    let warm = Case { output_len: cases[0].output_len.min(32), ..cases[0] };
+    measure(&mut engine, warm, args, &mut stdout)?;
+    writeln!(stdout, "Benchmark ...")?;
+    let open = OpenOptions::new().create(true).append(true).open(&args.result_filename);
+    let mut file = open.map_err(|e| CliError::Failed(format!("{}: {e}", args.result_filename.display())))?;
+    for case in cases {
+        let record = measure(&mut engine, case, args, &mut stdout)?;
+        writeln!(file, "{}", super::json_line(&record)?)?;
+    }
+    Ok(())
+}
+
+fn check(args: &BenchOneBatchArgs) -> Result<(), CliError> {
+    if args.tp_size != 1 {
+        let why =
+            format!("--tp-size {} is not supported: a model runs on one device; leave it at 1", args.tp_size);
+        return Err(CliError::Usage(why));
+    }
+    let sizes = [
+        ("--batch-size", &args.batch_size),
+        ("--input-len", &args.input_len),
+        ("--output-len", &args.output_len),
+    ];
+    for (flag, values) in sizes {
+        if values.contains(&0) {
+            return Err(CliError::Usage(format!("{flag} must be at least 1")));
+        }
+    }
+    Ok(())
+}
+
+fn source(args: &BenchOneBatchArgs) -> Result<ModelSource, CliError> {
+    match (args.load_format, &args.model_path) {
+        (LoadFormat::Auto, folder) => Ok(model::source(folder.as_deref())),
+        (LoadFormat::Dummy, Some(folder)) => Ok(ModelSource::Dummy(folder.clone())),
+        (LoadFormat::Dummy, None) => Err(CliError::Usage(
+            "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
+        )),
+    }
+}
+
+fn cases(args: &BenchOneBatchArgs) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &batch_size in &args.batch_size {
+        for &input_len in &args.input_len {
+            for &output_len in &args.output_len {
+                cases.push(Case { batch_size, input_len, output_len });
+            }
+        }
+    }
+    cases
+}
+
+/// Room for the largest combination; prompts first, so that a batch is prefilled whole before it decodes.
+fn engine_config(args: &BenchOneBatchArgs, cases: &[Case]) -> EngineConfig {
+    let config = EngineConfig::default();
+    // A page more per sequence than it fills: admission keeps one in reserve for each.
+    let tokens = |case: &Case| {
+        let pages = (case.input_len + case.output_len).div_ceil(config.page_size) + 1;
+        case.batch_size.saturating_mul(pages * config.page_size)
+    };
+    EngineConfig {
+        dtype: args.dtype.0,
+        kv: KvBudget::Tokens(cases.iter().map(tokens).max().unwrap_or(1)),
+        max_running: cases.iter().map(|case| case.batch_size).max().unwrap_or(1),
+        max_batch_tokens: args
+            .chunked_prefill_size
+            .max(cases.iter().map(|case| case.batch_size).max().unwrap_or(1)),
+        priority: Priority::Prefill,
+        attention_kernel: args.attention_backend.clone(),
+        ..config
+    }
+}
+
+fn measure<'a>(
+    engine: &mut Engine,
+    case: Case,
+    args: &'a BenchOneBatchArgs,
+    out: &mut impl Write,
+) -> Result<Record<'a>, CliError> {
+    let Case { batch_size, input_len, output_len } = case;
+    let vocab = engine.config().vocab_size.min(10_000) as u64;
+    for sequence in 0..batch_size as u64 {
+        let ids = (0..input_len as u64).map(|index| (scatter(sequence << 32 | index) % vocab) as u32);
+        let mut request = GenerateRequest::new(ids.collect(), output_len);
+        request.ignore_eos = true;
+        engine.submit(request)?;
+    }
+    let prefill = timed_tokens(engine, batch_size)?;
+    let tokens = (batch_size * input_len) as f64;
+    writeln!(out, "Prefill. latency: {prefill:6.5} s, throughput: {:9.2} token/s", tokens / prefill)?;
+    let mut decodes = Vec::with_capacity(output_len - 1);
+    for step in 0..output_len - 1 {
+        let latency = timed_tokens(engine, batch_size)?;
+        decodes.push(latency);
+        if step < 5 || (args.log_decode_step > 0 && step.is_multiple_of(args.log_decode_step)) {
+            let rate = batch_size as f64 / latency;
+            writeln!(
+                out,
+                "Decode {step}. Batch size: {batch_size}, latency: {latency:6.5} s, \
+                 throughput: {rate:9.2} token/s"
+            )?;
+        }
+    }
+    let median = (!decodes.is_empty()).then(|| super::median(&decodes));
+    if let Some(median) = median {
+        let rate = batch_size as f64 / median;
+        writeln!(out, "Decode.  median latency: {median:6.5} s, median throughput: {rate:9.2} token/s")?;
+    }
+    let total = prefill + decodes.iter().sum::<f64>();
+    let overall = ((input_len + output_len) * batch_size) as f64 / total;
+    writeln!(out, "Total. latency: {total:6.3} s, throughput: {overall:9.2} token/s")?;
+    Ok(Record {
+        run_name: &args.run_name,
+        batch_size,
+        input_len,
+        output_len,
+        prefill_latency: prefill,
+        prefill_throughput: tokens / prefill,
+        median_decode_latency: median,
+        median_decode_throughput: median.map(|median| batch_size as f64 / median),
+        total_latency: total,
+        overall_throughput: overall,
+    })
+}
+
+/// Seconds until every sequence of the batch has one token more.
+fn timed_tokens(engine: &mut Engine, batch_size: usize) -> Result<f64, CliError> {
+    let start = Instant::now();
+    let mut tokens = 0;
+    while tokens < batch_size {
+        if !engine.has_work() {
+            return Err(CliError::Failed("a sequence ended before the batch did".to_owned()));
+        }
+        let events = engine.step()?;
+        tokens += events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// A well-mixed number for each input: the prompts are random but the same in every run.
+fn scatter(index: u64) -> u64 {
+    let mut x = index.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (x ^ (x >> 31)) >> 8
+}

@@ -1,0 +1,168 @@
+//! `tilewise generate`
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tilewise_engine::model::ModelSource;
+use tilewise_engine::tokenizer::{ChatMessage, Detokenizer, Tokenizer};
+use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget, SamplingParams};
+
+use crate::args::{Format, GenerateArgs};
+use crate::error::CliError;
+use crate::model;
+
+/// Tokens to generate unless told.
+const DEFAULT_NEW_TOKENS: usize = 128;
+
+#[derive(Debug, Default, Serialize)]
+struct Generated {
+    prompt_ids: Vec<u32>,
+    output_ids: Vec<u32>,
+    /// `None` where the model has no tokenizer.
+    text: Option<String>,
+    logprobs: Vec<f32>,
+    finish_reason: &'static str,
+    prefill_s: f64,
+    /// `None` where nothing was decoded after the prefill.
+    decode_median_s: Option<f64>,
+}
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
+    let device = model::open_device(&args.device)?;
+    let source = model::source(args.model.as_deref());
+    let sizes = source.config()?;
+    let (tokenizer, prompt) = read_prompt(args, &source)?;
+    let room = sizes.max_positions.saturating_sub(prompt.len());
+    let max_new_tokens = args.max_new_tokens.unwrap_or(DEFAULT_NEW_TOKENS.min(room).max(1));
+    let mut request = GenerateRequest::new(prompt, max_new_tokens);
+    request.sampling = SamplingParams {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    request.sampling.validate()?;
+    let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
+    let kv = KvBudget::Tokens(tokens);
+    let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, ..EngineConfig::default() };
+    let mut engine = model::load(&device, &source, &config)?;
+    let mut stdout = std::io::stdout().lock();
+    match args.format {
+        Format::Text => {
+            let generated = generate(&mut engine, request, tokenizer.as_ref(), |piece| {
+                stdout.write_all(piece.as_bytes())?;
+                stdout.flush()
+            })?;
+            if generated.text.is_none() {
+                let ids: Vec<String> = generated.output_ids.iter().map(u32::to_string).collect();
+                write!(stdout, "{}", ids.join(","))?;
+            }
+            writeln!(stdout)?;
+            eprintln!("{}", summary(&generated));
+        }
+        Format::Json => {
+            let generated = generate(&mut engine, request, tokenizer.as_ref(), |_| Ok(()))?;
+            let json = serde_json::to_string(&generated).map_err(|e| CliError::Failed(e.to_string()))?;
+            writeln!(stdout, "{json}")?;
+        }
+    }
+    Ok(())
+}
+
+/// The prompt's ids, and the tokenizer; a folder without one can still continue token ids.
+fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<(Option<Tokenizer>, Vec<u32>), CliError> {
+    if let Some(ids) = &args.token_ids {
+        return Ok((source.tokenizer().ok(), ids.clone()));
+    }
+    let tokenizer = source.tokenizer()?;
+    let text = args.prompt.clone().unwrap_or_default();
+    let ids = if args.chat {
+        let turn = ChatMessage { role: "user".to_owned(), content: text };
+        tokenizer.encode(&tokenizer.chat_template()?.apply(&[turn], true)?, false)?
+    } else {
+        tokenizer.encode(&text, true)?
+    };
+    if ids.is_empty() {
+        return Err(CliError::Usage("the prompt is empty; give at least one character".to_owned()));
+    }
+    Ok((Some(tokenizer), ids))
+}
+
+/// Runs one request to its end and passes on its text as it comes.
+fn generate(
+    engine: &mut Engine,
+    request: GenerateRequest,
+    tokenizer: Option<&Tokenizer>,
+    mut emit: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<Generated, CliError> {
+    let mut generated = Generated { prompt_ids: request.prompt.clone(), ..Generated::default() };
+    let mut text = String::new();
+    let mut detokenizer = Detokenizer::default();
+    let mut clock = Clock::start();
+    engine.submit(request)?;
+    while engine.has_work() {
+        for event in engine.step()? {
+            match event {
+                Event::Token { id, logprob, .. } => {
+                    clock.token();
+                    generated.output_ids.push(id);
+                    generated.logprobs.push(logprob);
+                    if let Some(tokenizer) = tokenizer {
+                        let piece = detokenizer.push(tokenizer, id)?;
+                        emit(&piece)?;
+                        text.push_str(&piece);
+                    }
+                }
+                Event::Finished { reason, .. } => {
+                    if let tilewise_engine::FinishReason::Failed(why) = &reason {
+                        return Err(CliError::Failed(format!("generation ended early: {why}")));
+                    }
+                    generated.finish_reason = reason.name();
+                }
+                _ => {}
+            }
+        }
+    }
+    if let Some(tokenizer) = tokenizer {
+        let rest = detokenizer.finish(tokenizer)?;
+        emit(&rest)?;
+        text.push_str(&rest);
+        generated.text = Some(text);
+    }
+    (generated.prefill_s, generated.decode_median_s) = clock.finish();
+    Ok(generated)
+}
+
+/// Times the first token apart from the others.
+struct Clock {
+    last: Instant,
+    tokens: Vec<Duration>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), tokens: Vec::new() }
+    }
+
+    fn token(&mut self) {
+        let now = Instant::now();
+        self.tokens.push(now - self.last);
+        self.last = now;
+    }
+
+    /// Seconds to the first token, and the median of the seconds to each later one.
+    fn finish(self) -> (f64, Option<f64>) {
+        let seconds: Vec<f64> = self.tokens.iter().map(Duration::as_secs_f64).collect();
+        let Some((&first, later)) = seconds.split_first() else { return (0.0, None) };
+        (first, (!later.is_empty()).then(|| super::median(later)))
+    }
+}
+
+fn summary(generated: &Generated) -> String {
+    let (prompt, output) = (generated.prompt_ids.len(), generated.output_ids.len());
+    let decode =
+        generated.decode_median_s.map(|s| format!(", {:.2} ms per token", s * 1e3)).unwrap_or_default();
+    let (prefill, reason) = (generated.prefill_s * 1e3, generated.finish_reason);
+    format!("[{prompt} prompt tokens in {prefill:.1} ms, {output} new tokens{decode}, {reason}]")
+}

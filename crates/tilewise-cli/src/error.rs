@@ -1,0 +1,73 @@
+//! How a command fails.
+
+use std::fmt;
+
+/// One sentence that names the thing and what to do, and the exit code that goes with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CliError {
+    /// The command line means nothing: exit code 2.
+    Usage(String),
+    /// It could not be done: exit code 1.
+    Failed(String),
+    /// Nobody reads the output any more.
+    Closed,
+}
+
+impl CliError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Failed(_) => 1,
+            Self::Closed => 0,
+        }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(why) | Self::Failed(why) => f.write_str(why),
+            Self::Closed => f.write_str("the output was closed"),
+        }
+    }
+}
+
+impl From<tilewise::Error> for CliError {
+    fn from(error: tilewise::Error) -> Self {
+        match error {
+            tilewise::Error::Value { .. } => Self::Usage(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<tilewise_engine::Error> for CliError {
+    fn from(error: tilewise_engine::Error) -> Self {
+        match error {
+            tilewise_engine::Error::Device(error) => error.into(),
+            tilewise_engine::Error::Value { .. } | tilewise_engine::Error::TooLong { .. } => {
+                Self::Usage(error.to_string())
+            }
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for CliError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(format!("output: {error}")),
+        }
+    }
+}
+
+impl From<clap::Error> for CliError {
+    /// The first paragraph of clap's message on one line, which names the argument and what it may be.
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let paragraph = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+        let sentence = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::Usage(format!("{sentence}; see tilewise --help"))
+    }
+}

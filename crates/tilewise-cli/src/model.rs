@@ -1,0 +1,41 @@
+//! Opening devices and models.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tilewise::Device;
+use tilewise_engine::model::ModelSource;
+use tilewise_engine::{Engine, EngineConfig};
+
+use crate::args::DeviceArgs;
+use crate::embedded::DEMO;
+use crate::error::CliError;
+use crate::progress::LoadingBar;
+
+/// The device that the command line names.
+pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError> {
+    Ok(tilewise::open(&args.device, args.threads)?)
+}
+
+/// The folder given, or the embedded model.
+pub(crate) fn source(folder: Option<&Path>) -> ModelSource {
+    match folder {
+        Some(folder) => ModelSource::Folder(folder.to_owned()),
+        None => ModelSource::Embedded(DEMO),
+    }
+}
+
+/// Loads a model with a progress bar.
+pub(crate) fn load(
+    device: &Arc<dyn Device>,
+    source: &ModelSource,
+    config: &EngineConfig,
+) -> Result<Engine, CliError> {
+    let bar = LoadingBar::new();
+    Ok(Engine::new(device.clone(), source, config, &mut |progress| bar.report(progress))?)
+}
+
+/// Threads that a device is opened with.
+pub(crate) fn threads(args: &DeviceArgs) -> usize {
+    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}

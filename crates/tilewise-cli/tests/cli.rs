@@ -1,0 +1,365 @@
+//! The commands' contract: exit codes, what is on which stream, the form of lines and JSON.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn tilewise(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tilewise")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The standard output of a command that must succeed.
+#[track_caller]
+fn run(args: &[&str]) -> String {
+    let output = tilewise(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The lines of JSON that a command prints, and nothing else.
+#[track_caller]
+fn run_json(args: &[&str]) -> Vec<Value> {
+    run(args)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}")))
+        .collect()
+}
+
+/// A command that must fail with one sentence on stderr that says `words`, and nothing on stdout.
+#[track_caller]
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let output = tilewise(args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}: {}", text(&output.stdout));
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    assert!(stderr.starts_with("tilewise: "), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{args:?}: {stderr:?} does not say {word:?}");
+    }
+}
+
+/// The keys of an object, in the order in which they were written.
+fn keys(line: &str) -> Vec<String> {
+    let inner = line.trim().trim_start_matches('{');
+    inner
+        .split(",\"")
+        .filter_map(|part| Some(part.split_once("\":")?.0.trim_matches('"').to_owned()))
+        .collect()
+}
+
+/// A folder with nothing but a small `config.json`.
+fn tiny_model() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300,
+        "max_position_embeddings": 256, "tie_word_embeddings": true, "eos_token_id": 1
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn bad_usage_exits_with_2_and_one_sentence() {
+    refused(&["fly"], 2, &["fly", "tilewise --help"]);
+    refused(&["generate"], 2, &["<PROMPT>"]);
+    refused(&["generate", "a", "--token-ids", "1"], 2, &["--token-ids"]);
+    refused(&["generate", "a", "--colour"], 2, &["--colour"]);
+    refused(&["generate", "a", "--dtype", "f8"], 2, &["--dtype", "f32, f16 or bf16"]);
+    refused(&["generate", "a", "--temperature", "-1"], 2, &["temperature"]);
+    refused(&["generate", "a", "--temperature=-1"], 2, &["temperature"]);
+    refused(&["generate", "a", "--top-p", "1.5"], 2, &["top_p"]);
+    refused(&["generate", "a", "--top-k", "0"], 2, &["top_k"]);
+    refused(&["generate", "a", "--max-new-tokens", "0"], 2, &["max_new_tokens"]);
+    refused(&["generate", "a", "--max-new-tokens", "100000"], 2, &["context"]);
+    refused(&["generate", ""], 2, &["empty"]);
+    refused(&["generate", "--token-ids", "1,x"], 2, &["--token-ids"]);
+    refused(&["generate", "--token-ids", "999999"], 2, &["999999", "vocabulary"]);
+    refused(&["generate", "a", "--threads", "0"], 2, &["threads"]);
+    refused(&["bench", "attention", "--layout", "round"], 2, &["--layout"]);
+    refused(&["bench", "attention", "--head-dim", "12"], 2, &["head_dim"]);
+    refused(&["bench", "attention", "--qo-heads", "3", "--kv-heads", "2"], 2, &["num_qo_heads"]);
+    refused(&["bench", "attention", "--q-len", "0"], 2, &["--q-len"]);
+    refused(&["bench", "attention", "--q-len", "8", "--kernel", "fast"], 2, &["kernel", "fast"]);
+    refused(&["bench", "attention", "--layout", "paged", "--q-len", "9", "--kv-len", "8"], 2, &["--kv-len"]);
+    refused(&["bench-one-batch", "--tp-size", "2"], 2, &["--tp-size 2"]);
+    refused(&["bench-one-batch", "--batch-size", "0"], 2, &["--batch-size"]);
+    refused(&["bench-one-batch", "--load-format", "dummy"], 2, &["--model-path"]);
+}
+
+#[test]
+fn what_cannot_be_done_exits_with_1_and_one_sentence() {
+    refused(&["generate", "a", "--model", "/no/such/folder"], 1, &["/no/such/folder/config.json"]);
+    refused(&["generate", "a", "--device", "gpu"], 1, &["gpu"]);
+    refused(&["inspect", "/no/such/folder"], 1, &["/no/such/folder"]);
+    let folder = tiny_model();
+    refused(&["generate", "a", "--model", path(folder.path())], 1, &["tokenizer.json"]);
+    refused(&["generate", "--token-ids", "1", "--model", path(folder.path())], 1, &["model.safetensors"]);
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for args in [&["--help"][..], &["generate", "--help"], &["bench", "attention", "--help"], &["--version"]]
+    {
+        assert!(!run(args).is_empty());
+    }
+    for command in ["generate", "bench", "bench-one-batch", "explain", "inspect"] {
+        assert!(run(&["--help"]).contains(command));
+    }
+}
+
+#[test]
+fn the_embedded_model_continues_python() {
+    let text = run(&[
+        "generate",
+        "import os\nimport sys\n\n\nclass Config:\n    def __init__(self, path",
+        "--max-new-tokens",
+        "60",
+    ]);
+    assert!(text.contains("self."), "{text}");
+}
+
+#[test]
+fn generate_prints_the_same_as_text_and_as_json() {
+    let args = ["generate", "def fibonacci(n):", "--max-new-tokens", "24"];
+    let streamed = run(&args);
+    let lines = run_json(&[&args[..], &["--format", "json"]].concat());
+    assert_eq!(lines.len(), 1);
+    let object = lines[0].as_object().unwrap();
+    let want =
+        ["decode_median_s", "finish_reason", "logprobs", "output_ids", "prefill_s", "prompt_ids", "text"];
+    assert_eq!(object.keys().collect::<Vec<_>>(), want);
+    assert_eq!(streamed, format!("{}\n", object["text"].as_str().unwrap()));
+    assert_eq!(object["output_ids"].as_array().unwrap().len(), 24);
+    assert_eq!(object["logprobs"].as_array().unwrap().len(), 24);
+    assert!(object["logprobs"].as_array().unwrap().iter().all(|x| x.as_f64().unwrap() <= 0.0));
+    assert_eq!(object["finish_reason"], "length");
+    assert!(object["prefill_s"].as_f64().unwrap() > 0.0 && object["decode_median_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn token_ids_replace_text_and_a_seed_repeats_a_draw() {
+    let generate = |seed: &str, threads: &str| {
+        let args = ["generate", "--token-ids", "5,6,7", "--max-new-tokens", "16", "--temperature", "1.0"];
+        run_json(&[&args[..], &["--seed", seed, "--threads", threads, "--format", "json"]].concat()).remove(0)
+    };
+    let (first, again, other) = (generate("1", "1"), generate("1", "2"), generate("2", "1"));
+    assert_eq!(first["prompt_ids"], json!([5, 6, 7]));
+    assert_eq!((&first["output_ids"], &first["logprobs"]), (&again["output_ids"], &again["logprobs"]));
+    assert_ne!(first["output_ids"], other["output_ids"]);
+}
+
+#[test]
+fn a_chat_is_put_into_the_models_template() {
+    let args = ["generate", "Hello", "--chat", "--max-new-tokens", "8", "--format", "json"];
+    let chat = run_json(&args).remove(0);
+    let prompt = chat["prompt_ids"].as_array().unwrap();
+    // <|im_start|> opens two turns and <|im_end|> closes one.
+    assert_eq!(prompt.iter().filter(|&id| *id == json!(1)).count(), 2);
+    assert_eq!(prompt.iter().filter(|&id| *id == json!(2)).count(), 1);
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tilewise"))
+        .args(["generate", "def f(x):", "--max-new-tokens", "50"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+/// The numbers of a line.
+fn numbers(line: &str) -> Vec<f64> {
+    line.split(|c: char| !c.is_ascii_digit() && c != '.').filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Checks one combination's lines and returns the rest.
+fn check_run(lines: &[String], batch: usize, decodes: &[usize]) -> Vec<String> {
+    let mut lines = lines.iter();
+    let mut next = || lines.next().unwrap().clone();
+    let line = next();
+    let n = numbers(&line);
+    assert_eq!(line, format!("Prefill. latency: {:6.5} s, throughput: {:9.2} token/s", n[0], n[1]));
+    for step in decodes {
+        let line = next();
+        let n = numbers(&line);
+        let (latency, rate) = (n[2], n[3]);
+        let want = format!(
+            "Decode {step}. Batch size: {batch}, latency: {latency:6.5} s, throughput: {rate:9.2} token/s"
+        );
+        assert_eq!(line, want);
+    }
+    if !decodes.is_empty() {
+        let line = next();
+        let n = numbers(&line);
+        let want =
+            format!("Decode.  median latency: {:6.5} s, median throughput: {:9.2} token/s", n[0], n[1]);
+        assert_eq!(line, want);
+    }
+    let line = next();
+    let n = numbers(&line);
+    assert_eq!(line, format!("Total. latency: {:6.3} s, throughput: {:9.2} token/s", n[0], n[1]));
+    lines.cloned().collect()
+}
+
+#[test]
+fn bench_one_batch_prints_its_lines_and_appends_its_results() {
+    let folder = tiny_model();
+    let results = folder.path().join("result.jsonl");
+    let args = [
+        "bench-one-batch",
+        "--model-path",
+        path(folder.path()),
+        "--load-format",
+        "dummy",
+        "--run-name",
+        "tiny",
+    ];
+    let sizes =
+        ["--batch-size", "1", "3", "--input-len", "20", "--output-len", "9", "1", "--log-decode-step", "7"];
+    let file = ["--result-filename", path(&results), "--disable-radix-cache", "--dtype", "f32"];
+    let out = run(&[&args[..], &sizes, &file].concat());
+    let lines: Vec<String> = out.lines().map(str::to_owned).collect();
+    assert!(
+        lines[0].strip_prefix("max_total_num_tokens=").is_some_and(|n| n.parse::<usize>().unwrap() >= 3 * 29)
+    );
+    assert_eq!(lines[1], "Warmup ...");
+    let decodes = [0, 1, 2, 3, 4, 7];
+    let rest = check_run(&lines[2..], 1, &decodes);
+    assert_eq!(rest[0], "Benchmark ...");
+    let mut rest = rest[1..].to_vec();
+    for (batch, decodes) in [(1, &decodes[..]), (1, &[]), (3, &decodes), (3, &[])] {
+        rest = check_run(&rest, batch, decodes);
+    }
+    assert!(rest.is_empty(), "{rest:?}");
+
+    let written = std::fs::read_to_string(&results).unwrap();
+    let written: Vec<&str> = written.lines().collect();
+    assert_eq!(written.len(), 4);
+    let all = [
+        "run_name",
+        "batch_size",
+        "input_len",
+        "output_len",
+        "prefill_latency",
+        "prefill_throughput",
+        "median_decode_latency",
+        "median_decode_throughput",
+        "total_latency",
+        "overall_throughput",
+    ];
+    assert_eq!(keys(written[0]), all);
+    assert_eq!(keys(written[1]), [&all[..6], &all[8..]].concat());
+    let record: Value = serde_json::from_str(written[2]).unwrap();
+    assert_eq!(
+        (&record["run_name"], &record["batch_size"], &record["input_len"]),
+        (&json!("tiny"), &json!(3), &json!(20))
+    );
+    let total = record["total_latency"].as_f64().unwrap();
+    let overall = record["overall_throughput"].as_f64().unwrap();
+    assert!((overall - (20.0 + 9.0) * 3.0 / total).abs() < 1e-6 * overall);
+
+    run(&[&args[..], &["--input-len", "4", "--output-len", "2"], &file].concat());
+    assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), 5, "results are appended");
+}
+
+#[test]
+fn the_correctness_test_shows_that_parts_and_whole_agree() {
+    let folder = tiny_model();
+    let dummy = ["--model-path", path(folder.path()), "--load-format", "dummy"];
+    for args in [&dummy[..], &[]] {
+        let args = [&["bench-one-batch", "--correctness-test", "--cut-len", "3", "--output-len", "8"], args]
+            .concat();
+        let out = run(&args);
+        assert_eq!(out.matches("agree in every bit: yes").count(), 3, "{out}");
+        assert_eq!(out.matches("prefill logits (final): ").count(), 3);
+    }
+}
+
+const SHAPE: [&str; 6] = ["--q-len", "20", "--qo-heads", "4", "--kv-heads", "2"];
+
+#[test]
+fn bench_attention_checks_and_times_every_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let html = folder.path().join("report.html");
+    let sweep = ["--kv-len", "20,40", "--causal", "--layout", "dense,ragged,paged", "--dtype", "f32,bf16"];
+    let more = ["--head-dim", "64", "--budget", "0.001", "--html", path(&html), "--format", "json"];
+    let lines = run_json(&[&["bench", "attention"], &SHAPE[..], &sweep, &more].concat());
+    let shapes = 2 * 3 * 2;
+    assert!(lines.len() >= 2 * shapes, "{}", lines.len());
+    for line in &lines {
+        for key in ["median_s", "min_s", "gflops", "kv_gb_s"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key} of {line}");
+        }
+        for key in ["kernel", "device", "dtype", "threads", "selected"] {
+            assert!(!line[key].is_null(), "{key} of {line}");
+        }
+        assert!(line["max_abs_err"].as_f64().unwrap() < 0.02 && line["runs"].as_u64().unwrap() >= 5);
+    }
+    assert_eq!(lines.iter().filter(|line| line["selected"] == true).count(), shapes);
+
+    let report = std::fs::read_to_string(&html).unwrap();
+    assert!(report.contains("<svg") && report.contains("prefers-color-scheme: dark"));
+    for host in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(!report.contains(host), "the report asks for {host}");
+    }
+}
+
+#[test]
+fn bench_attention_counts_causal_as_half_and_a_window_exactly() {
+    let gflop = |args: &[&str]| {
+        let args = [
+            &["bench", "attention", "--head-dim", "64", "--budget", "0", "--kernel", "prefill"],
+            &SHAPE[..],
+            args,
+        ];
+        let line = run_json(&[args.concat(), vec!["--format", "json"]].concat()).remove(0);
+        line["gflops"].as_f64().unwrap() * line["median_s"].as_f64().unwrap() * 1e9
+    };
+    let full = 4.0 * 64.0 * 4.0 * 20.0 * 20.0;
+    assert!((gflop(&[]) - full).abs() < 1.0);
+    assert!((gflop(&["--causal"]) - full / 2.0).abs() < 1.0);
+    // Each query sees itself and the three before it, the first three fewer.
+    let window = 4.0 * 64.0 * 4.0 * f64::from(1 + 2 + 3 + 17 * 4);
+    assert!((gflop(&["--causal", "--window", "3"]) - window).abs() < 1.0);
+}
+
+#[test]
+fn explain_names_kernel_rule_and_record() {
+    let lines = run_json(&[&["explain"], &SHAPE[..], &["--kv-len", "20,5000", "--format", "json"]].concat());
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert!(line["rule"].as_str().is_some_and(|rule| !rule.is_empty()));
+        assert!(line["evidence"].as_str().unwrap().starts_with("bench/records/"));
+    }
+    let forced = run(&["explain", "--q-len", "1", "--kernel", "prefill"]);
+    assert!(forced.contains("prefill") && forced.contains("--kernel"), "{forced}");
+}
+
+#[test]
+fn inspect_counts_parameters_and_tokens() {
+    let report = run_json(&["inspect", "--format", "json"]).remove(0);
+    assert_eq!(report["architecture"], "Qwen3ForCausalLM");
+    let parameters = report["parameters"].as_u64().unwrap();
+    assert_eq!(report["weight_bytes"].as_u64().unwrap(), 2 * parameters);
+    assert_eq!(report["fits"], true);
+    for kv in report["kv"].as_array().unwrap() {
+        assert!(kv["bytes_per_token"].as_u64().unwrap() > 0 && kv["tokens"].as_u64().unwrap() > 0);
+    }
+    assert!(run(&["inspect"]).contains("Qwen3ForCausalLM"));
+}

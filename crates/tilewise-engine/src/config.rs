@@ -1,0 +1,81 @@
+//! How an engine is set up.
+
+use tilewise::DType;
+
+use crate::scheduler::Priority;
+use crate::{Error, Result};
+
+/// How much memory the key-value cache takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum KvBudget {
+    /// This share of the device's memory that is left after the weights, but no more than `max_running` full
+    /// contexts take.
+    Fraction(f64),
+    /// This many bytes.
+    Bytes(usize),
+    /// Room for this many tokens, rounded up to whole pages.
+    Tokens(usize),
+}
+
+/// The sizes and types of an engine. Start from `EngineConfig::default()`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Element type of the weights in memory; `None` keeps the file's.
+    pub dtype: Option<DType>,
+    /// Element type of the cache; `None` takes that of the weights.
+    pub kv_dtype: Option<DType>,
+    /// Tokens per page: 16, 32, 64 or 128.
+    pub page_size: usize,
+    /// Size of the cache.
+    pub kv: KvBudget,
+    /// Tokens that one step computes at most; longer prompts enter in chunks.
+    pub max_batch_tokens: usize,
+    /// Sequences that run together at most.
+    pub max_running: usize,
+    /// What a step serves first.
+    pub priority: Priority,
+    /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
+    pub attention_kernel: Option<String>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            dtype: None,
+            kv_dtype: None,
+            page_size: 32,
+            kv: KvBudget::Fraction(0.8),
+            max_batch_tokens: 2048,
+            max_running: 64,
+            priority: Priority::Decode,
+            attention_kernel: None,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Checks that every value means something.
+    ///
+    /// # Errors
+    /// [`Error::Value`] that names the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [("max_batch_tokens", self.max_batch_tokens), ("max_running", self.max_running)]
+        {
+            if !(1..=1 << 20).contains(&value) {
+                return Err(Error::value(name, "from 1 to 1048576", value));
+            }
+        }
+        if let KvBudget::Fraction(share) = self.kv
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(Error::value("KV memory fraction", "above 0 and at most 1", share));
+        }
+        for dtype in [self.dtype, self.kv_dtype].into_iter().flatten() {
+            if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
+                return Err(Error::value("dtype", "f32, f16 or bf16", dtype));
+            }
+        }
+        Ok(())
+    }
+}

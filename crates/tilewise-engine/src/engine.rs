@@ -1,0 +1,218 @@
+//! One step: schedule, run, sample.
+
+use std::sync::Arc;
+
+use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig};
+
+use crate::cache::PagePool;
+use crate::model::layers::Limits;
+use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
+use crate::sampler::Sampler;
+use crate::scheduler::{BatchPlan, Scheduler, SchedulerConfig};
+use crate::{EngineConfig, Event, GenerateRequest, KvBudget, RequestId, Result};
+
+/// A model, its cache and its queue, on one device.
+pub struct Engine {
+    device: Arc<dyn Device>,
+    model: Box<dyn Model>,
+    attention: Vec<AttentionParams>,
+    attention_kernel: Option<String>,
+    kv: KvCache,
+    pages: PagePool,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    limits: Limits,
+}
+
+/// What an engine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Sequences that hold pages.
+    pub running: usize,
+    /// Tokens that the free pages hold.
+    pub free_tokens: usize,
+    /// Tokens that all pages hold.
+    pub total_tokens: usize,
+    /// How often a sequence lost its pages to an older one, so far.
+    pub preemptions: u64,
+}
+
+impl Engine {
+    /// Loads a model; `report` is told how far loading is.
+    ///
+    /// # Errors
+    /// As [`ModelSource::config`], [`ModelSource::weights`] and [`Loader::linear`]; [`crate::Error::Value`]
+    /// for a
+    /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run
+    /// the
+    /// model's attention.
+    pub fn new(
+        device: Arc<dyn Device>,
+        source: &ModelSource,
+        config: &EngineConfig,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        config.validate()?;
+        let sizes = source.config()?;
+        let weights = source.weights()?;
+        let dtype = config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(tilewise::DType::F32);
+        let limits = Limits {
+            max_batch_tokens: config.max_batch_tokens,
+            max_logits_rows: config.max_running.min(config.max_batch_tokens),
+        };
+        let model = load(&*device, &sizes, &weights, dtype, limits, report)?;
+        drop(weights);
+        let weight_bytes = sizes.num_parameters() * dtype.size();
+        let kv = device.alloc_kv(&size_kv(&*device, &sizes, config, dtype, weight_bytes)?)?;
+        Ok(Self {
+            attention: model.attention(kv.config.dtype),
+            attention_kernel: config.attention_kernel.clone(),
+            pages: PagePool::new(kv.config.num_pages),
+            scheduler: Scheduler::new(SchedulerConfig {
+                max_batch_tokens: config.max_batch_tokens,
+                max_running: limits.max_logits_rows,
+                page_size: config.page_size,
+                max_context: sizes.max_positions,
+                priority: config.priority,
+            }),
+            sampler: Sampler::default(),
+            limits,
+            device,
+            model,
+            kv,
+        })
+    }
+
+    /// Queues a request and names it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
+    /// never run.
+    pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
+        let config = self.model.config();
+        request.validate(config.vocab_size)?;
+        if !request.ignore_eos {
+            request.stop_ids.extend_from_slice(&config.eos_ids);
+        }
+        self.scheduler.submit(request, &self.pages)
+    }
+
+    /// Forgets a request and frees its pages; false if it is over or unknown.
+    pub fn abort(&mut self, request: RequestId) -> bool {
+        self.scheduler.abort(request, &mut self.pages)
+    }
+
+    /// Computes one batch and returns what happened; nothing, if nothing waits.
+    ///
+    /// # Errors
+    /// What the device returns; no request has advanced then.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        self.step_observed(|_, _| {})
+    }
+
+    /// [`Engine::step`], showing the batch and its logits, `[logits_rows, vocab_size]`, before they are
+    /// sampled.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_observed(&mut self, observe: impl FnOnce(&BatchPlan, &[f32])) -> Result<Vec<Event>> {
+        let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
+        let plans = self.plan_attention(&batch)?;
+        let device = &*self.device;
+        let logits =
+            self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        let logits = if batch.logits_rows.is_empty() { Vec::new() } else { device.download(logits)? };
+        observe(&batch, &logits);
+        let sampled = self.sampler.sample(&logits, self.model.config().vocab_size, &batch);
+        Ok(self.scheduler.commit(&batch, &sampled, &mut self.pages))
+    }
+
+    /// Whether any request waits or runs.
+    pub fn has_work(&self) -> bool {
+        self.scheduler.num_waiting() + self.scheduler.num_running() > 0
+    }
+
+    /// Limits the tokens of later steps, at most to what the engine was made with.
+    pub fn set_max_batch_tokens(&mut self, max_batch_tokens: usize) {
+        self.scheduler.set_max_batch_tokens(max_batch_tokens.min(self.limits.max_batch_tokens));
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    /// The cache's shape.
+    pub fn kv_config(&self) -> &KvCacheConfig {
+        &self.kv.config
+    }
+
+    /// What the engine is doing.
+    pub fn stats(&self) -> EngineStats {
+        let page_size = self.kv.config.page_size;
+        EngineStats {
+            waiting: self.scheduler.num_waiting(),
+            running: self.scheduler.num_running(),
+            free_tokens: self.pages.num_free() * page_size,
+            total_tokens: self.pages.num_pages() * page_size,
+            preemptions: self.scheduler.num_preemptions(),
+        }
+    }
+
+    /// One plan per kind of attention layer.
+    fn plan_attention(&self, batch: &BatchPlan) -> Result<Vec<AttentionPlan>> {
+        let plan =
+            |params| self.device.plan_attention(params, &batch.layout, self.attention_kernel.as_deref());
+        Ok(self.attention.iter().map(plan).collect::<tilewise::Result<_>>()?)
+    }
+}
+
+fn load(
+    device: &dyn Device,
+    sizes: &ModelConfig,
+    weights: &Weights,
+    dtype: tilewise::DType,
+    limits: Limits,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Box<dyn Model>> {
+    let total = match weights.total_bytes() {
+        0 => sizes.num_parameters() * tilewise::DType::Bf16.size(),
+        total => total,
+    };
+    let mut loader = Loader::new(weights, device, dtype, total, report);
+    (sizes.family.load)(sizes, &mut loader, device, limits)
+}
+
+/// As many pages as the budget allows, and at least one.
+fn size_kv(
+    device: &dyn Device,
+    sizes: &ModelConfig,
+    config: &EngineConfig,
+    dtype: tilewise::DType,
+    weight_bytes: usize,
+) -> Result<KvCacheConfig> {
+    let mut kv = KvCacheConfig {
+        num_layers: sizes.num_layers,
+        num_pages: 1,
+        page_size: config.page_size,
+        num_kv_heads: sizes.num_kv_heads,
+        head_dim: sizes.head_dim,
+        value_dim: sizes.head_dim,
+        dtype: config.kv_dtype.unwrap_or(dtype),
+    };
+    kv.validate()?;
+    let page_bytes = kv.page_bytes();
+    kv.num_pages = match config.kv {
+        KvBudget::Tokens(tokens) => tokens.div_ceil(config.page_size),
+        KvBudget::Bytes(bytes) => bytes / page_bytes,
+        KvBudget::Fraction(share) => {
+            let left = device.caps().memory.saturating_sub(weight_bytes) as f64;
+            let contexts = config.max_running.saturating_mul(sizes.max_positions.div_ceil(config.page_size));
+            ((left * share) as usize / page_bytes).min(contexts)
+        }
+    };
+    kv.num_pages = kv.num_pages.clamp(1, u32::MAX as usize);
+    Ok(kv)
+}

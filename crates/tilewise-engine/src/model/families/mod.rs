@@ -1,0 +1,24 @@
+//! The architectures there are. A family is a file here and a row of [`FAMILIES`].
+
+mod qwen3;
+
+use tilewise::Device;
+
+use crate::Result;
+use crate::model::layers::Limits;
+use crate::model::{Loader, Model, ModelConfig};
+
+/// Loads a model.
+pub type Load = fn(&ModelConfig, &mut Loader<'_>, &dyn Device, Limits) -> Result<Box<dyn Model>>;
+
+/// Builds models of one architecture.
+#[derive(Debug)]
+pub struct Family {
+    /// Its name in `config.json`.
+    pub architecture: &'static str,
+    /// Loads a model.
+    pub load: Load,
+}
+
+/// All families.
+pub static FAMILIES: &[Family] = &[qwen3::FAMILY];

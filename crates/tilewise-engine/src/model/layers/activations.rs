@@ -1,0 +1,94 @@
+//! The tensors between operations, allocated once.
+
+use tilewise::{DType, Device, HostTensor, Tensor};
+
+use crate::Result;
+use crate::model::ModelConfig;
+use crate::scheduler::BatchPlan;
+
+/// The largest batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a step.
+    pub max_batch_tokens: usize,
+    /// Rows of logits of a step.
+    pub max_logits_rows: usize,
+}
+
+/// One step's tensors, `[tokens, ..]` or `[logits rows, ..]`, f32 unless said.
+///
+/// They are allocated for the largest batch; a step sets their rows and allocates nothing.
+pub struct Activations {
+    /// Token ids, u32.
+    pub ids: Tensor,
+    /// Positions, u32.
+    pub positions: Tensor,
+    /// The residual stream.
+    pub hidden: Tensor,
+    /// The residual stream after a norm.
+    pub normed: Tensor,
+    /// Queries, keys and values of all heads.
+    pub qkv: Tensor,
+    /// Attention's output for all query heads.
+    pub heads: Tensor,
+    /// Gate and up projections.
+    pub gate_up: Tensor,
+    /// The product of both.
+    pub inner: Tensor,
+    /// Rows of the residual stream that logits are needed for.
+    pub last: Tensor,
+    /// Those rows after the final norm.
+    pub last_normed: Tensor,
+    /// Logits.
+    pub logits: Tensor,
+}
+
+impl Activations {
+    /// Tensors for batches up to `limits`.
+    ///
+    /// # Errors
+    /// What allocation returns.
+    pub fn new(device: &dyn Device, config: &ModelConfig, limits: Limits) -> Result<Self> {
+        let q_width = config.num_qo_heads * config.head_dim;
+        let qkv_width = q_width + 2 * config.num_kv_heads * config.head_dim;
+        let tokens = |width: usize| device.alloc(&[limits.max_batch_tokens, width], DType::F32);
+        let rows = |width: usize| device.alloc(&[limits.max_logits_rows, width], DType::F32);
+        Ok(Self {
+            ids: device.alloc(&[limits.max_batch_tokens], DType::U32)?,
+            positions: device.alloc(&[limits.max_batch_tokens], DType::U32)?,
+            hidden: tokens(config.hidden_size)?,
+            normed: tokens(config.hidden_size)?,
+            qkv: tokens(qkv_width)?,
+            heads: tokens(q_width)?,
+            gate_up: tokens(2 * config.intermediate_size)?,
+            inner: tokens(config.intermediate_size)?,
+            last: rows(config.hidden_size)?,
+            last_normed: rows(config.hidden_size)?,
+            logits: rows(config.vocab_size)?,
+        })
+    }
+
+    /// Sets the rows for a batch and brings its ids and positions to the device.
+    ///
+    /// # Errors
+    /// [`tilewise::Error::Shape`] if the batch is above the limits.
+    pub fn begin(&mut self, device: &dyn Device, batch: &BatchPlan) -> Result<()> {
+        let tokens = batch.token_ids.len();
+        device.write(HostTensor::u32(&[tokens], &batch.token_ids)?, &mut self.ids)?;
+        device.write(HostTensor::u32(&[tokens], &batch.positions)?, &mut self.positions)?;
+        for tensor in [
+            &mut self.hidden,
+            &mut self.normed,
+            &mut self.qkv,
+            &mut self.heads,
+            &mut self.gate_up,
+            &mut self.inner,
+        ] {
+            tensor.set_rows(tokens)?;
+        }
+        for tensor in [&mut self.last, &mut self.last_normed, &mut self.logits] {
+            tensor.set_rows(batch.logits_rows.len())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! Models: configuration, weights and the forward pass.
+
+mod config;
+pub mod families;
+pub mod layers;
+mod source;
+mod weights;
+
+use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, Tensor};
+
+pub use config::ModelConfig;
+pub use families::{FAMILIES, Family};
+pub use source::{EmbeddedModel, ModelSource};
+pub use weights::{Loader, Progress, TensorInfo, Weights};
+
+use crate::Result;
+use crate::scheduler::BatchPlan;
+
+/// What a forward pass works on.
+pub struct Forward<'a> {
+    /// Runs the operations.
+    pub device: &'a dyn Device,
+    /// The tokens.
+    pub batch: &'a BatchPlan,
+    /// The attention of this batch, in the order of [`Model::attention`].
+    pub plans: &'a [AttentionPlan],
+    /// The keys and values so far; those of the new tokens are appended.
+    pub kv: &'a mut KvCache,
+}
+
+/// A model whose weights are on a device.
+pub trait Model: Send {
+    /// Its sizes.
+    fn config(&self) -> &ModelConfig;
+
+    /// The arithmetic of each distinct kind of attention layer.
+    fn attention(&self, kv_dtype: DType) -> Vec<AttentionParams>;
+
+    /// The logits of the batch's `logits_rows`, `[rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// What the device's operations return.
+    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&Tensor>;
+}

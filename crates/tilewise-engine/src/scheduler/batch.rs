@@ -1,0 +1,110 @@
+//! What one step computes: plain data.
+
+use std::sync::Arc;
+
+use tilewise::{BatchLayout, PageTable};
+
+use super::sequence::Sequence;
+use crate::{RequestId, SamplingParams};
+
+/// A sequence's part of a batch.
+#[derive(Debug, Clone)]
+pub struct ScheduledSequence {
+    /// Whose it is.
+    pub request: RequestId,
+    /// Its new tokens in this batch.
+    pub num_tokens: usize,
+    /// How to draw the token after them; `None` for a chunk that does not reach the end of the known tokens.
+    pub sampling: Option<SamplingParams>,
+    /// The position of the token to draw, which selects the place in the random stream.
+    pub next_position: u64,
+}
+
+/// The ragged batch of one step.
+#[derive(Debug, Clone)]
+pub struct BatchPlan {
+    /// All new tokens, sequence after sequence.
+    pub token_ids: Vec<u32>,
+    /// The position of each in its sequence.
+    pub positions: Vec<u32>,
+    /// How many are whose, and where the keys are.
+    pub layout: Arc<BatchLayout>,
+    /// The tokens whose logits are needed, ascending: one for each sequence that samples.
+    pub logits_rows: Vec<u32>,
+    /// In the order of the layout.
+    pub sequences: Vec<ScheduledSequence>,
+}
+
+/// Collects a batch within a token budget.
+pub(super) struct BatchBuilder {
+    room: usize,
+    token_ids: Vec<u32>,
+    positions: Vec<u32>,
+    logits_rows: Vec<u32>,
+    sequences: Vec<ScheduledSequence>,
+    qo_indptr: Vec<u32>,
+    kv_len: Vec<u32>,
+    page_table: PageTable,
+}
+
+impl BatchBuilder {
+    pub(super) fn new(max_batch_tokens: usize, page_size: usize) -> Self {
+        Self {
+            room: max_batch_tokens,
+            token_ids: Vec::new(),
+            positions: Vec::new(),
+            logits_rows: Vec::new(),
+            sequences: Vec::new(),
+            qo_indptr: vec![0],
+            kv_len: Vec::new(),
+            page_table: PageTable { page_size, indptr: vec![0], pages: Vec::new() },
+        }
+    }
+
+    /// Tokens that still fit.
+    pub(super) fn room(&self) -> usize {
+        self.room
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Adds the next `num_tokens` pending tokens of a sequence that holds pages for them.
+    pub(super) fn push(&mut self, sequence: &Sequence, num_tokens: usize) {
+        let end = sequence.computed + num_tokens;
+        self.room -= num_tokens;
+        self.token_ids.extend_from_slice(&sequence.tokens[sequence.computed..end]);
+        self.positions.extend(sequence.computed as u32..end as u32);
+        let samples = end == sequence.tokens.len();
+        if samples {
+            self.logits_rows.push(self.token_ids.len() as u32 - 1);
+        }
+        self.sequences.push(ScheduledSequence {
+            request: sequence.id,
+            num_tokens,
+            sampling: samples.then(|| sequence.sampling.clone()),
+            next_position: end as u64,
+        });
+        self.qo_indptr.push(self.token_ids.len() as u32);
+        self.kv_len.push(end as u32);
+        let used = end.div_ceil(self.page_table.page_size);
+        self.page_table.pages.extend(sequence.pages[..used].iter().map(|page| page.0));
+        self.page_table.indptr.push(self.page_table.pages.len() as u32);
+    }
+
+    pub(super) fn finish(self) -> Option<BatchPlan> {
+        if self.sequences.is_empty() {
+            return None;
+        }
+        let layout = BatchLayout::paged(self.qo_indptr, self.kv_len, self.page_table)
+            .expect("sequences hold pages for all tokens that they schedule, of a size that was checked");
+        Some(BatchPlan {
+            token_ids: self.token_ids,
+            positions: self.positions,
+            layout: Arc::new(layout),
+            logits_rows: self.logits_rows,
+            sequences: self.sequences,
+        })
+    }
+}

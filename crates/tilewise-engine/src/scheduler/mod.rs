@@ -1,0 +1,235 @@
+//! Which tokens of which sequences a step computes.
+//!
+//! Continuous batching: sequences join and leave at every step, and a step is one ragged batch of decodes and
+//! prefill chunks. The scheduler knows neither device nor clock, so that it can be simulated.
+//!
+//! Invariants: a running sequence holds pages for all of its tokens but those it has yet to generate; both
+//! queues are in order of submission, except that sequences which were preempted wait in front; the oldest
+//! running sequence is never preempted, so that something always finishes.
+
+mod batch;
+mod sequence;
+
+use std::collections::VecDeque;
+
+use batch::BatchBuilder;
+pub use batch::{BatchPlan, ScheduledSequence};
+use sequence::Sequence;
+
+use crate::cache::PagePool;
+use crate::sampler::Sampled;
+use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result};
+
+/// What a step serves first when its token budget does not hold everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Sequences that generate: a long prompt does not hold them up.
+    Decode,
+    /// Prompts, and nothing is generated until all that fit are in: the largest batches.
+    Prefill,
+}
+
+/// The limits of a scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Tokens that one step computes at most.
+    pub max_batch_tokens: usize,
+    /// Sequences that run together at most.
+    pub max_running: usize,
+    /// Tokens per page.
+    pub page_size: usize,
+    /// Tokens that a sequence may have at most.
+    pub max_context: usize,
+    /// What a step serves first.
+    pub priority: Priority,
+}
+
+/// The queues.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    submitted: u64,
+    preemptions: u64,
+}
+
+impl Scheduler {
+    /// A scheduler with empty queues.
+    pub fn new(config: SchedulerConfig) -> Self {
+        Self { config, waiting: VecDeque::new(), running: Vec::new(), submitted: 0, preemptions: 0 }
+    }
+
+    /// Queues a request and names it.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] if it could never run, whatever else is running.
+    pub fn submit(&mut self, request: GenerateRequest, pages: &PagePool) -> Result<RequestId> {
+        let needed = request.prompt.len().saturating_add(request.max_new_tokens);
+        let cache = pages.num_pages() * self.config.page_size;
+        if needed > self.config.max_context {
+            return Err(Error::TooLong {
+                needed,
+                limit: "the model's context",
+                available: self.config.max_context,
+            });
+        }
+        // The last generated token is never fed back, so it needs no place in the cache.
+        if needed - 1 > cache {
+            return Err(Error::TooLong { needed, limit: "the cache", available: cache + 1 });
+        }
+        let id = RequestId(self.submitted);
+        self.submitted += 1;
+        self.waiting.push_back(Sequence::new(id, request));
+        Ok(id)
+    }
+
+    /// Forgets a request and frees its pages; false if there is none of that name.
+    pub fn abort(&mut self, id: RequestId, pages: &mut PagePool) -> bool {
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            self.running.remove(index).release(pages);
+            return true;
+        }
+        let before = self.waiting.len();
+        self.waiting.retain(|sequence| sequence.id != id);
+        self.waiting.len() < before
+    }
+
+    /// Limits the tokens of later steps.
+    pub fn set_max_batch_tokens(&mut self, max_batch_tokens: usize) {
+        self.config.max_batch_tokens = max_batch_tokens.max(1);
+    }
+
+    /// The number of requests that wait.
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The number of sequences that hold pages.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// How often a sequence lost its pages to an older one, so far.
+    pub fn num_preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// The next step's batch; `None` if there is nothing to do.
+    ///
+    /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
+    /// work of a step that failed.
+    pub fn schedule(&mut self, pages: &mut PagePool) -> Option<BatchPlan> {
+        let mut batch = BatchBuilder::new(self.config.max_batch_tokens, self.config.page_size);
+        match self.config.priority {
+            Priority::Decode => {
+                self.schedule_decodes(&mut batch, pages);
+                self.schedule_prefills(&mut batch);
+                self.admit(&mut batch, pages);
+            }
+            Priority::Prefill => {
+                self.schedule_prefills(&mut batch);
+                self.admit(&mut batch, pages);
+                if batch.is_empty() {
+                    self.schedule_decodes(&mut batch, pages);
+                }
+            }
+        }
+        batch.finish()
+    }
+
+    /// One token of every sequence that generates, oldest first; a new page is taken from the youngest if
+    /// need be.
+    fn schedule_decodes(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
+        let mut index = 0;
+        while index < self.running.len() && batch.room() > 0 {
+            if !self.running[index].is_decoding() {
+                index += 1;
+                continue;
+            }
+            let fits = loop {
+                if self.running[index].reserve(self.config.page_size, pages) {
+                    break true;
+                }
+                self.preempt_youngest(pages);
+                if index >= self.running.len() {
+                    break false;
+                }
+            };
+            if fits {
+                batch.push(&self.running[index], 1);
+            }
+            index += 1;
+        }
+    }
+
+    /// The next chunk of every sequence whose prompt is not computed yet, oldest first.
+    fn schedule_prefills(&self, batch: &mut BatchBuilder) {
+        for sequence in self.running.iter().filter(|sequence| !sequence.is_decoding()) {
+            let chunk = sequence.pending().min(batch.room());
+            if chunk > 0 {
+                batch.push(sequence, chunk);
+            }
+        }
+    }
+
+    /// Admits sequences in order of submission while there are tokens in the budget and pages for all their
+    /// tokens.
+    ///
+    /// A page per running sequence stays free, because each may soon need one.
+    fn admit(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
+        while batch.room() > 0 && self.running.len() < self.config.max_running {
+            let reserve = self.running.len();
+            let Some(sequence) = self.waiting.front_mut() else { return };
+            let need = sequence.len().div_ceil(self.config.page_size);
+            if need + reserve > pages.num_free() || !sequence.reserve(self.config.page_size, pages) {
+                return;
+            }
+            let Some(sequence) = self.waiting.pop_front() else { return };
+            batch.push(&sequence, sequence.pending().min(batch.room()));
+            let index = self.running.partition_point(|other| other.id < sequence.id);
+            self.running.insert(index, sequence);
+        }
+    }
+
+    /// Takes the pages of the youngest running sequence, which will compute its tokens again.
+    fn preempt_youngest(&mut self, pages: &mut PagePool) {
+        if let Some(mut sequence) = self.running.pop() {
+            sequence.preempt(pages);
+            self.waiting.push_front(sequence);
+            self.preemptions += 1;
+        }
+    }
+
+    /// Takes over what a step computed: `sampled` has one outcome for each row of logits, in order.
+    pub fn commit(
+        &mut self,
+        batch: &BatchPlan,
+        sampled: &[Result<Sampled, String>],
+        pages: &mut PagePool,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut sampled = sampled.iter();
+        for scheduled in &batch.sequences {
+            let outcome = if scheduled.sampling.is_some() { sampled.next() } else { None };
+            let Some(index) = self.running.iter().position(|sequence| sequence.id == scheduled.request)
+            else {
+                continue;
+            };
+            self.running[index].advance(scheduled.num_tokens);
+            let finished = match outcome {
+                None => None,
+                Some(Err(why)) => Some(FinishReason::Failed(why.clone())),
+                Some(Ok(Sampled { id, logprob })) => {
+                    events.push(Event::Token { request: scheduled.request, id: *id, logprob: *logprob });
+                    self.running[index].push(*id)
+                }
+            };
+            if let Some(reason) = finished {
+                self.running.remove(index).release(pages);
+                events.push(Event::Finished { request: scheduled.request, reason });
+            }
+        }
+        events
+    }
+}

@@ -1,0 +1,70 @@
+//! Text to token ids and back.
+
+mod chat;
+mod detokenizer;
+
+use serde_json::Value;
+
+pub use chat::{ChatMessage, ChatTemplate};
+pub use detokenizer::Detokenizer;
+
+use crate::{Error, Result};
+
+/// A model's tokenizer, with its chat template if it has one.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    chat: Option<ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`, and special tokens and chat template from a `tokenizer_config.json`;
+    /// `template`, a `chat_template.jinja`, comes before the one in there.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] or [`Error::Template`] if they cannot be parsed.
+    pub fn from_bytes(json: &[u8], config: Option<&str>, template: Option<String>) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|e| Error::Tokenizer(format!("tokenizer.json cannot be used: {e}")))?;
+        let config = match config {
+            None => Value::Null,
+            Some(config) => serde_json::from_str(config)
+                .map_err(|e| Error::Tokenizer(format!("tokenizer_config.json cannot be parsed: {e}")))?,
+        };
+        let chat = ChatTemplate::from_config(&config, template)?;
+        Ok(Self { inner, chat })
+    }
+
+    /// The ids of a text. Special tokens that are written out in it become what they name.
+    ///
+    /// `add_special_tokens` adds those that the tokenizer puts around every text; leave it out for a chat,
+    /// whose template has written them.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special_tokens);
+        Ok(encoding.map_err(|e| Error::Tokenizer(e.to_string()))?.get_ids().to_vec())
+    }
+
+    /// The text of some ids, without special tokens; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// The number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the model has none.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::Template("the model has none; give the prompt as plain text".to_owned());
+        self.chat.as_ref().ok_or_else(missing)
+    }
+}

@@ -1,0 +1,131 @@
+//! What a request gets depends on its own tokens and parameters only: tokens and logprobs, in every bit.
+
+mod common;
+
+use common::{Outcome, model_folder, open, open_with_threads, prompts, run_all, run_one, small, tiny_config};
+use safetensors::tensor::Dtype;
+use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget, SamplingParams};
+
+const VOCAB: usize = 131;
+const NEW_TOKENS: usize = 40;
+
+/// Greedy and sampled requests of mixed lengths.
+fn requests(count: usize) -> Vec<GenerateRequest> {
+    let request = |(index, prompt): (usize, Vec<u32>)| GenerateRequest {
+        sampling: match index % 3 {
+            0 => SamplingParams::default(),
+            1 => SamplingParams { temperature: 0.8, seed: index as u64, ..SamplingParams::default() },
+            _ => SamplingParams { temperature: 1.3, top_k: Some(20), top_p: 0.9, seed: 7 },
+        },
+        ..GenerateRequest::new(prompt, NEW_TOKENS - index % 7)
+    };
+    prompts(count, VOCAB).into_iter().enumerate().map(request).collect()
+}
+
+/// Each request alone in an engine of its own.
+fn alone(dtype: Dtype, requests: &[GenerateRequest]) -> Vec<Outcome> {
+    let folder = model_folder(&tiny_config(), dtype);
+    let mut engine = open(folder.path(), &small()).unwrap();
+    requests.iter().map(|request| run_one(&mut engine, request)).collect()
+}
+
+#[track_caller]
+fn assert_same(what: &str, got: &[Outcome], want: &[Outcome]) {
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got, want, "{what}: request {index}");
+    }
+}
+
+#[test]
+fn a_batch_gives_the_bits_of_each_request_alone() {
+    let requests = requests(16);
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let want = alone(dtype, &requests);
+        let folder = model_folder(&tiny_config(), dtype);
+        for batch in [2, 5, 16] {
+            let mut engine = open(folder.path(), &small()).unwrap();
+            let got: Vec<Outcome> =
+                requests.chunks(batch).flat_map(|batch| run_all(&mut engine, batch)).collect();
+            assert_same(&format!("{dtype:?}, batch {batch}"), &got, &want);
+        }
+    }
+}
+
+#[test]
+fn any_chunk_page_size_and_thread_count_gives_the_same_bits() {
+    let requests = requests(6);
+    let want = alone(Dtype::BF16, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    for (max_batch_tokens, page_size, threads) in
+        [(1, 32, 1), (7, 16, 2), (16, 64, 1), (33, 128, 2), (256, 16, 2)]
+    {
+        let config = EngineConfig { max_batch_tokens, page_size, ..small() };
+        let mut engine = open_with_threads(folder.path(), &config, threads).unwrap();
+        let got = run_all(&mut engine, &requests);
+        assert_same(&format!("chunk {max_batch_tokens}, page {page_size}, {threads} threads"), &got, &want);
+    }
+}
+
+#[test]
+fn preemption_changes_no_bit() {
+    let requests = requests(12);
+    let want = alone(Dtype::BF16, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    // The longest sequence takes 11 pages of 16: the pool holds little more.
+    let config = EngineConfig { page_size: 16, kv: KvBudget::Tokens(12 * 16), ..small() };
+    let mut engine = open(folder.path(), &config).unwrap();
+    let got = run_all(&mut engine, &requests);
+    assert!(engine.stats().preemptions > 0, "the pool was large enough for all");
+    assert_same("a pool of 12 pages", &got, &want);
+}
+
+#[test]
+fn requests_that_join_and_leave_change_nobody_else() {
+    let requests = requests(9);
+    let want = alone(Dtype::BF16, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    let mut engine = open(folder.path(), &small()).unwrap();
+    let mut tokens = vec![Vec::new(); requests.len()];
+    let mut ids = Vec::new();
+    for step in 0.. {
+        if step % 3 == 0 && ids.len() < requests.len() {
+            ids.push(engine.submit(requests[ids.len()].clone()).unwrap());
+        }
+        // Request 4 is forgotten in the middle of its text, request 1 while it waits or prefills.
+        if step == 13 {
+            assert!(engine.abort(ids[4]));
+        }
+        if step == 3 {
+            assert!(engine.abort(ids[1]));
+            assert!(!engine.abort(ids[1]), "it is gone already");
+        }
+        if !engine.has_work() && ids.len() == requests.len() {
+            break;
+        }
+        for event in engine.step().unwrap() {
+            if let tilewise_engine::Event::Token { request, id, .. } = event {
+                tokens[ids.iter().position(|&known| known == request).unwrap()].push(id);
+            }
+        }
+    }
+    for (index, (tokens, want)) in tokens.iter().zip(&want).enumerate() {
+        match index {
+            1 | 4 => assert!(tokens.len() < want.tokens.len() && want.tokens.starts_with(tokens)),
+            _ => assert_eq!(tokens, &want.tokens, "request {index}"),
+        }
+    }
+    assert_eq!(engine.stats().free_tokens, engine.stats().total_tokens);
+}
+
+#[test]
+fn a_forced_kernel_runs_or_fails_by_name() {
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    let request = &requests(1)[0];
+    let forced = |name: &str| EngineConfig { attention_kernel: Some(name.to_owned()), ..small() };
+    let kernel = tilewise::open("cpu", Some(1)).unwrap().policy().kernels[0].name;
+    let mut engine = open(folder.path(), &forced(kernel)).unwrap();
+    assert_eq!(run_one(&mut engine, request).tokens.len(), NEW_TOKENS);
+    let mut engine = open(folder.path(), &forced("no-such-kernel")).unwrap();
+    engine.submit(request.clone()).unwrap();
+    assert!(engine.step().unwrap_err().to_string().contains("no-such-kernel"));
+}
