@@ -45,7 +45,11 @@ fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, Stri
 
 #[test]
 fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
-    let cases = cases::attention();
+    // An emulator is thirty times slower than a machine: it gets every `STRIDE`-th case, and says so.
+    const STRIDE: usize = if cfg!(tilewise_emulated) { 4 } else { 1 };
+    let all = cases::attention();
+    let cases: Vec<AttentionCase> = all.iter().step_by(STRIDE).cloned().collect();
+    println!("{} of {} cases", cases.len(), all.len());
     for set in CpuDevice::instruction_sets() {
         let device = CpuDevice::with_instruction_set(Some(2), set).unwrap();
         for kernel in device.policy().kernels {

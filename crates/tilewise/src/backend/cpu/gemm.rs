@@ -299,9 +299,9 @@ fn stream<S: Simd, T: Weight>(simd: S, product: &Product<'_>, weights: &[T], pan
         let done = with_rows!(product.rows, R => {
             if R > S::MAX_ROWS {
                 left
-            } else if left >= 4 && 4 * R <= S::MAX_ROWS + 2 {
+            } else if left >= 4 && R == 1 {
                 stream_panels::<S, T, R, 4>(simd, product, weights, panel)
-            } else if left >= 2 && 2 * R <= S::MAX_ROWS {
+            } else if left >= 2 && R == 2 {
                 stream_panels::<S, T, R, 2>(simd, product, weights, panel)
             } else {
                 stream_panels::<S, T, R, 1>(simd, product, weights, panel)

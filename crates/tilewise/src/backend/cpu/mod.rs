@@ -274,7 +274,11 @@ impl Device for CpuDevice {
     fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
         Self::check_span("rope", x, span)?;
         let rotary_dim = table.row_len();
-        if rotary_dim > span.head_dim || !rotary_dim.is_multiple_of(2) || positions.len() != x.rows() {
+        if rotary_dim > span.head_dim
+            || !rotary_dim.is_multiple_of(2)
+            || positions.len() != x.rows()
+            || positions.dtype() != DType::U32
+        {
             return Err(Error::shape("rope", format!("{span:?} of {x:?} by {table:?} at {positions:?}")));
         }
         let (rows_in_table, positions) = (table.rows(), elements::<u32>(positions)?);

@@ -28,6 +28,7 @@ pub(super) fn fold_chunk<S: Simd, K: KvSource>(
     let end = chunk.end;
     for block in blocks(chunk) {
         let groups = block.start / LANES..block.end.div_ceil(LANES);
+        scratch.look_at(&block);
         // SAFETY: the block lies inside the sequence's keys, as does `end`.
         unsafe {
             score_block(simd, item, source, groups.clone(), scratch);
@@ -165,8 +166,7 @@ impl<E: Element + bytemuck::Zeroable> Kernel for WeighBlock<'_, E> {
     fn run<S: Simd>(self, simd: S) {
         let Self { item, values, block, scratch } = self;
         let panels = item.value_panels();
-        for tile in item.tiles() {
-            let TileView { union, common } = scratch.tile_view(&tile, block);
+        for TileView { rows: tile, union, common } in &scratch.tiles {
             let rows = tile.len();
             let same = common == union;
             for panel in (0..panels).step_by(2) {

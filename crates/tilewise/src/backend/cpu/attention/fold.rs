@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd};
 use super::super::tile::row_tiles;
+use super::source::Region;
 use crate::AttentionParams;
 use crate::plan::{KV_BLOCK, KV_CHUNK, WorkItem};
 use crate::softmax;
@@ -52,6 +53,47 @@ pub(crate) struct Scratch {
     totals: Vec<(f32, f32)>,
     /// The keys each row sees.
     visible: Vec<Range<usize>>,
+    /// The tiles and what they see of the current block.
+    pub(super) tiles: Vec<TileView>,
+    /// What will be read next, to be prefetched meanwhile.
+    pub(super) upcoming: Upcoming,
+}
+
+/// Memory that the next block will be read from.
+#[derive(Default)]
+pub(super) struct Upcoming {
+    pub(super) regions: Vec<Region>,
+    /// The region and the byte in it to prefetch next.
+    region: usize,
+    at: usize,
+}
+
+// SAFETY: the addresses are only prefetched, which reads nothing.
+unsafe impl Send for Upcoming {}
+
+impl Upcoming {
+    pub(super) fn clear(&mut self) {
+        (self.region, self.at) = (0, 0);
+        self.regions.clear();
+    }
+
+    /// The number of cache lines.
+    pub(super) fn lines(&self) -> usize {
+        self.regions.iter().map(|region| region.1.div_ceil(64)).sum()
+    }
+
+    /// Prefetches some more lines.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(&mut self, simd: S, lines: usize) {
+        for _ in 0..lines {
+            let Some(&(start, len)) = self.regions.get(self.region) else { return };
+            simd.prefetch_second(start.wrapping_add(self.at));
+            self.at += 64;
+            if self.at >= len {
+                (self.region, self.at) = (self.region + 1, 0);
+            }
+        }
+    }
 }
 
 /// The shape of one work item.
@@ -109,8 +151,11 @@ pub(super) fn blocks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     pieces(keys, KV_BLOCK)
 }
 
-/// What the rows of a tile see of a block, counted from the block's (absolute) start.
+/// A tile of rows, and what its rows see of the current block, counted from the block's (absolute) start.
+#[derive(Clone)]
 pub(super) struct TileView {
+    /// Rows of the item.
+    pub rows: Range<usize>,
     /// Keys that some row sees: a hull.
     pub union: Range<usize>,
     /// Keys that every row sees.
@@ -138,6 +183,8 @@ impl Scratch {
             let sees = item.params.mask.visible(query, item.num_queries, item.num_keys);
             self.visible.push(sees);
         }
+        self.tiles.clear();
+        self.tiles.extend(item.tiles().map(|rows| TileView { rows, union: 0..0, common: 0..0 }));
     }
 
     /// Starts a chunk: no row has seen a key of it.
@@ -155,19 +202,23 @@ impl Scratch {
         start - origin..end - origin
     }
 
-    pub(super) fn tile_view(&self, tile: &Range<usize>, block: &Range<usize>) -> TileView {
-        let first = self.row_view(tile.start, block);
-        let mut view = TileView { union: first.clone(), common: first };
-        for row in tile.start + 1..tile.end {
-            let sees = self.row_view(row, block);
-            view.common = view.common.start.max(sees.start)..view.common.end.min(sees.end);
-            if view.union.is_empty() {
-                view.union = sees;
-            } else if !sees.is_empty() {
-                view.union = view.union.start.min(sees.start)..view.union.end.max(sees.end);
+    /// Sets what the tiles see of a block.
+    pub(super) fn look_at(&mut self, block: &Range<usize>) {
+        let mut tiles = std::mem::take(&mut self.tiles);
+        for tile in &mut tiles {
+            tile.union = self.row_view(tile.rows.start, block);
+            tile.common = tile.union.clone();
+            for row in tile.rows.start + 1..tile.rows.end {
+                let sees = self.row_view(row, block);
+                tile.common = tile.common.start.max(sees.start)..tile.common.end.min(sees.end);
+                if tile.union.is_empty() {
+                    tile.union = sees;
+                } else if !sees.is_empty() {
+                    tile.union = tile.union.start.min(sees.start)..tile.union.end.max(sees.end);
+                }
             }
         }
-        view
+        self.tiles = tiles;
     }
 
     /// Turns a tile's scores of a block into weights and takes them into the rows' sums.

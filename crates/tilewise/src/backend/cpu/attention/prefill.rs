@@ -21,8 +21,17 @@ pub(super) fn fold_chunk<S: Simd, K: KvSource>(
     scratch: &mut Scratch,
 ) {
     for block in blocks(chunk) {
+        scratch.look_at(&block);
         // SAFETY: the block lies inside the sequence's keys.
         unsafe { widen_block(simd, item, source, &block, scratch) };
+        scratch.upcoming.clear();
+        for group in block.end.div_ceil(LANES)..(block.end + KV_BLOCK).min(item.work.keys.end).div_ceil(LANES)
+        {
+            let tokens = (item.num_keys - group * LANES).min(LANES);
+            let (head_dim, value_dim) = (item.params.head_dim, item.params.value_dim);
+            // SAFETY: the group contains keys of the item.
+            unsafe { source.memory(group, tokens, head_dim, value_dim, &mut scratch.upcoming.regions) };
+        }
         simd.vectorize(FoldBlock { item, block: &block, scratch });
     }
 }
@@ -88,9 +97,10 @@ fn score_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
     let head_dim = item.params.head_dim;
     let first = block.start % KV_BLOCK / LANES;
     let last = (block.end - block.start / KV_BLOCK * KV_BLOCK).div_ceil(LANES);
+    let share = scratch.upcoming.lines().div_ceil((last - first) * scratch.tiles.len());
     for panel in first..last {
-        for tile in item.tiles() {
-            let TileView { union, .. } = scratch.tile_view(&tile, block);
+        for TileView { rows: tile, union, .. } in &scratch.tiles {
+            scratch.upcoming.prefetch(simd, share);
             if union.is_empty() || union.start >= (panel + 1) * LANES || union.end <= panel * LANES {
                 continue;
             }
@@ -110,8 +120,7 @@ fn score_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
 fn weigh_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch: &mut Scratch) {
     let panels = item.value_panels();
     for panel in 0..panels {
-        for tile in item.tiles() {
-            let TileView { union, common } = scratch.tile_view(&tile, block);
+        for TileView { rows: tile, union, common } in &scratch.tiles {
             if union.is_empty() {
                 continue;
             }
@@ -122,7 +131,7 @@ fn weigh_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
             let weights = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_ptr();
             let all = Weigh { weights, values, out };
             if common == union {
-                with_rows!(rows, R => all.run::<S, R>(simd, 0, common));
+                with_rows!(rows, R => all.run::<S, R>(simd, 0, common.clone()));
                 continue;
             }
             let whole = !common.is_empty();

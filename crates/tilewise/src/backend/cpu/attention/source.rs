@@ -19,9 +19,22 @@ pub(super) trait KvSource: Copy + Send + Sync {
     /// Whether value rows are padded to sixteen elements.
     fn padded_values(&self) -> bool;
 
+    /// Names the memory of a group's first `tokens` keys and values.
+    unsafe fn memory(
+        &self,
+        group: usize,
+        tokens: usize,
+        head_dim: usize,
+        value_dim: usize,
+        to: &mut Vec<Region>,
+    );
+
     /// Widens the first `tokens` keys of a group to `[head_dim][16]`; other lanes are unspecified.
     unsafe fn widen_keys<S: Simd>(&self, simd: S, group: usize, tokens: usize, head_dim: usize, to: *mut f32);
 }
+
+/// Some bytes that will be read: where they start and how many.
+pub(super) type Region = (*const u8, usize);
 
 /// Pages written by `append_kv`: keys in panels `[head_dim][16]`, values in rows padded to sixteen elements.
 #[derive(Clone, Copy)]
@@ -72,6 +85,18 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
     }
 
     #[inline(always)]
+    unsafe fn memory(&self, group: usize, tokens: usize, head_dim: usize, _: usize, to: &mut Vec<Region>) {
+        // SAFETY: the caller says that the group exists.
+        unsafe {
+            if let Some(panel) = self.key_panel(group) {
+                to.push((panel.cast(), head_dim * LANES * size_of::<E>()));
+            }
+            let (rows, stride) = self.value_rows(group);
+            to.push((rows.cast(), tokens * stride * size_of::<E>()));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn widen_keys<S: Simd>(&self, simd: S, group: usize, _: usize, head_dim: usize, to: *mut f32) {
         // SAFETY: a panel is `head_dim` groups of sixteen; `to` has room for them by the caller's word.
         unsafe {
@@ -117,6 +142,22 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
     #[inline(always)]
     fn padded_values(&self) -> bool {
         self.value_dim.is_multiple_of(LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn memory(
+        &self,
+        group: usize,
+        tokens: usize,
+        head_dim: usize,
+        value_dim: usize,
+        to: &mut Vec<Region>,
+    ) {
+        for token in group * LANES..group * LANES + tokens {
+            let (key, value) = (token * self.key_stride, token * self.value_stride);
+            to.push((self.keys.wrapping_add(key).cast(), head_dim * size_of::<E>()));
+            to.push((self.values.wrapping_add(value).cast(), value_dim * size_of::<E>()));
+        }
     }
 
     #[inline(always)]

@@ -178,6 +178,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_second(self, p: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(p.cast()));
+    }
+
+    #[inline(always)]
     unsafe fn store_transposed(self, rows: &[Self::V; LANES], p: *mut f32, stride: usize) {
         for half in 0..2 {
             for eight in 0..2 {

@@ -149,4 +149,9 @@ impl Simd for Avx512 {
     fn prefetch(self, p: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T0>(p.cast()));
     }
+
+    #[inline(always)]
+    fn prefetch_second(self, p: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(p.cast()));
+    }
 }

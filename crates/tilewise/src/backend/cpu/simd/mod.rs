@@ -82,6 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn reduce_sum(self, v: Self::V) -> f32;
     /// Asks for a cache line. Any address is allowed.
     fn prefetch(self, p: *const u8);
+    /// Asks for a cache line in the second cache. Any address is allowed.
+    fn prefetch_second(self, p: *const u8);
 
     /// Stores sixteen vectors as columns: lane `j` of `rows[i]` goes to `p[j * stride + i]`.
     /// # Safety

@@ -24,25 +24,57 @@ macro_rules! proven {
     }};
 }
 
-#[inline(always)]
-fn zip(
-    a: [float32x4_t; 4],
-    b: [float32x4_t; 4],
-    f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t,
-) -> [float32x4_t; 4] {
-    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+/// An operation on each of the four registers, written out: closures are compiled as functions of their own.
+macro_rules! each {
+    ($op:ident($a:ident, $b:ident)) => {
+        proven!([$op($a[0], $b[0]), $op($a[1], $b[1]), $op($a[2], $b[2]), $op($a[3], $b[3])])
+    };
 }
 
-/// Widens four halves. The intrinsic is not stable, the instruction is in every AArch64 (FCVTL).
+/// Widens eight halves. The intrinsics are not stable, the instructions are in every AArch64 (FCVTL, FCVTL2).
 #[inline(always)]
-fn widen_f16(halves: uint16x4_t) -> float32x4_t {
-    let wide: float32x4_t;
-    // SAFETY: converts one register into another; NEON is proven by the token of the only caller.
+fn widen_f16(halves: uint16x8_t) -> (float32x4_t, float32x4_t) {
+    let (low, high): (float32x4_t, float32x4_t);
+    // SAFETY: converts registers into registers; NEON is proven by the token of the only caller. `low` is written
+    // before the last read of `halves`, so it is not a late output.
     unsafe {
-        asm!("fcvtl {wide:v}.4s, {halves:v}.4h", wide = lateout(vreg) wide, halves = in(vreg) halves,
+        asm!("fcvtl {low:v}.4s, {halves:v}.4h", "fcvtl2 {high:v}.4s, {halves:v}.8h",
+             low = out(vreg) low, high = lateout(vreg) high, halves = in(vreg) halves,
              options(pure, nomem, nostack, preserves_flags));
     }
-    wide
+    (low, high)
+}
+
+/// Widens four bf16, the upper halves of f32.
+#[inline(always)]
+fn widen_bf16(halves: uint16x4_t) -> float32x4_t {
+    proven!(vreinterpretq_f32_u32(vshll_n_u16::<16>(halves)))
+}
+
+/// The larger lanes, `b` where either is NaN: a comparison and a selection, not FMAX, so that NaN and signed zeros
+/// come out as on x86.
+#[inline(always)]
+fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    proven!(vbslq_f32(vcgtq_f32(a, b), a, b))
+}
+
+#[inline(always)]
+fn add_exponent(mantissa: float32x4_t, shifted: float32x4_t) -> float32x4_t {
+    proven! {
+        let exponent = vshlq_n_u32::<23>(vreinterpretq_u32_f32(shifted));
+        vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(mantissa), exponent))
+    }
+}
+
+/// Lanes of `v` whose number, from `first` on, is in `start..end`; `fill` elsewhere.
+#[inline(always)]
+fn keep(v: float32x4_t, first: u32, start: usize, end: usize, fill: f32) -> float32x4_t {
+    const NUMBERS: [u32; 4] = [0, 1, 2, 3];
+    proven! {
+        let lanes = vaddq_u32(vld1q_u32(NUMBERS.as_ptr()), vdupq_n_u32(first));
+        let (start, end) = (vdupq_n_u32(start as u32), vdupq_n_u32(end as u32));
+        vbslq_f32(vandq_u32(vcgeq_u32(lanes, start), vcltq_u32(lanes, end)), v, vdupq_n_f32(fill))
+    }
 }
 
 impl Simd for Neon {
@@ -88,14 +120,17 @@ impl Simd for Neon {
     unsafe fn load_f16(self, p: *const half::f16) -> Self::V {
         let p = p.cast::<u16>();
         // SAFETY: the caller vouches for sixteen readable elements.
-        unsafe { [0, 4, 8, 12].map(|i| widen_f16(vld1_u16(p.add(i)))) }
+        let halves = unsafe { (vld1q_u16(p), vld1q_u16(p.add(8))) };
+        let (low, high) = (widen_f16(halves.0), widen_f16(halves.1));
+        [low.0, low.1, high.0, high.1]
     }
 
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const half::bf16) -> Self::V {
         let p = p.cast::<u16>();
         // SAFETY: the caller vouches for sixteen readable elements.
-        unsafe { [0, 4, 8, 12].map(|i| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.add(i))))) }
+        let h = unsafe { [vld1_u16(p), vld1_u16(p.add(4)), vld1_u16(p.add(8)), vld1_u16(p.add(12))] };
+        [widen_bf16(h[0]), widen_bf16(h[1]), widen_bf16(h[2]), widen_bf16(h[3])]
     }
 
     #[inline(always)]
@@ -116,22 +151,22 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, |a, b| proven!(vaddq_f32(a, b)))
+        each!(vaddq_f32(a, b))
     }
 
     #[inline(always)]
     fn sub(self, a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, |a, b| proven!(vsubq_f32(a, b)))
+        each!(vsubq_f32(a, b))
     }
 
     #[inline(always)]
     fn mul(self, a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, |a, b| proven!(vmulq_f32(a, b)))
+        each!(vmulq_f32(a, b))
     }
 
     #[inline(always)]
     fn div(self, a: Self::V, b: Self::V) -> Self::V {
-        zip(a, b, |a, b| proven!(vdivq_f32(a, b)))
+        each!(vdivq_f32(a, b))
     }
 
     #[inline(always)]
@@ -148,32 +183,28 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
-        // A comparison and a selection, not FMAX, so that NaN and signed zeros come out as on x86.
-        zip(a, b, |a, b| proven!(vbslq_f32(vcgtq_f32(a, b), a, b)))
+        [larger(a[0], b[0]), larger(a[1], b[1]), larger(a[2], b[2]), larger(a[3], b[3])]
     }
 
     #[inline(always)]
     fn keep_range(self, v: Self::V, start: usize, end: usize, fill: f32) -> Self::V {
-        proven! {
-            let (start, end) = (vdupq_n_u32(start as u32), vdupq_n_u32(end as u32));
-            let fill = vdupq_n_f32(fill);
-            let mut lanes = vld1q_u32([0, 1, 2, 3].as_ptr());
-            v.map(|v| {
-                let inside = vandq_u32(vcgeq_u32(lanes, start), vcltq_u32(lanes, end));
-                lanes = vaddq_u32(lanes, vdupq_n_u32(4));
-                vbslq_f32(inside, v, fill)
-            })
-        }
+        [
+            keep(v[0], 0, start, end, fill),
+            keep(v[1], 4, start, end, fill),
+            keep(v[2], 8, start, end, fill),
+            keep(v[3], 12, start, end, fill),
+        ]
     }
 
     #[inline(always)]
     fn scale_by_exponent(self, mantissa: Self::V, shifted: Self::V) -> Self::V {
-        zip(mantissa, shifted, |m, n| {
-            proven! {
-                let exponent = vshlq_n_u32::<23>(vreinterpretq_u32_f32(n));
-                vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(m), exponent))
-            }
-        })
+        let (m, n) = (mantissa, shifted);
+        [
+            add_exponent(m[0], n[0]),
+            add_exponent(m[1], n[1]),
+            add_exponent(m[2], n[2]),
+            add_exponent(m[3], n[3]),
+        ]
     }
 
     #[inline(always)]
@@ -194,5 +225,11 @@ impl Simd for Neon {
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch of any address is a hint without effects.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
+    }
+
+    #[inline(always)]
+    fn prefetch_second(self, p: *const u8) {
+        // SAFETY: a prefetch of any address is a hint without effects.
+        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) };
     }
 }

@@ -112,4 +112,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_second(self, _: *const u8) {}
 }
