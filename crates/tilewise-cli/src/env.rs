@@ -1,4 +1,4 @@
-//! The only reader of the command line and the environment.
+//! The only reader of the command line and of what surrounds the program.
 
 use std::ffi::OsString;
 
@@ -13,4 +13,12 @@ impl Environment {
     pub(crate) fn read() -> Self {
         Self { args: std::env::args_os().collect() }
     }
+}
+
+/// The system, and the processor's name where the system tells it.
+pub(crate) fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map(|(_, name)| format!(", {}", name.trim())).unwrap_or_default();
+    format!("{} on {}{name}", std::env::consts::OS, std::env::consts::ARCH)
 }

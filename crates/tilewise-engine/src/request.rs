@@ -26,12 +26,14 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Selects the random stream. The same seed gives the same text in any batch.
     pub seed: u64,
+    /// Whether each token comes with its logprob, which costs a pass over the vocabulary.
+    pub logprobs: bool,
 }
 
 impl Default for SamplingParams {
-    /// Greedy.
+    /// Greedy, without logprobs.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 }
+        Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0, logprobs: false }
     }
 }
 
@@ -133,8 +135,8 @@ pub enum Event {
         request: RequestId,
         /// The token.
         id: u32,
-        /// Natural logarithm of its probability at temperature 1, over the whole vocabulary.
-        logprob: f32,
+        /// Natural logarithm of its probability at temperature 1, over the whole vocabulary, where asked for.
+        logprob: Option<f32>,
     },
     /// The request is over; its pages are free again.
     Finished {

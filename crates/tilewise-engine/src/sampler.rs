@@ -8,8 +8,8 @@ use crate::scheduler::BatchPlan;
 pub struct Sampled {
     /// The token.
     pub id: u32,
-    /// Natural logarithm of its probability at temperature 1, over the whole vocabulary.
-    pub logprob: f32,
+    /// Natural logarithm of its probability at temperature 1, over the whole vocabulary, where asked for.
+    pub logprob: Option<f32>,
 }
 
 /// Draws tokens. A draw depends on its own row, parameters, seed and position only.
@@ -55,17 +55,15 @@ impl Sampler {
         position: u64,
     ) -> Result<Sampled, String> {
         let max = row_max(logits);
-        let total = sum_exp(logits, max);
-        if !(max.is_finite() && total.is_finite() && total >= 0.5) {
+        if !max.is_finite() || has_nan(logits) {
             return Err("the model's logits are not finite".to_owned());
         }
-        let id = if params.temperature == 0.0 {
-            logits.iter().position(|&logit| logit == max).unwrap_or(0)
-        } else {
-            self.draw_by_chance(logits, max, params, uniform(params.seed, position))
+        let id = match params.temperature {
+            0.0 => first_equal(logits, max),
+            _ => self.draw_by_chance(logits, max, params, uniform(params.seed, position)),
         };
-        let logprob = f64::from(logits[id]) - f64::from(max) - total.ln();
-        Ok(Sampled { id: id as u32, logprob: logprob as f32 })
+        let logprob = || f64::from(logits[id]) - f64::from(max) - sum_exp(logits, max).ln();
+        Ok(Sampled { id: id as u32, logprob: params.logprobs.then(|| logprob() as f32) })
     }
 
     fn draw_by_chance(&mut self, logits: &[f32], max: f32, params: &SamplingParams, chance: f64) -> usize {
@@ -159,7 +157,7 @@ fn mix(seed: u64) -> u64 {
 
 const LANES: usize = 16;
 
-/// The largest element; `-inf` of an empty row. NaN is passed over: [`sum_exp`] finds it.
+/// The largest element; `-inf` of an empty row. NaN is passed over.
 fn row_max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = row.chunks_exact(LANES);
@@ -172,7 +170,20 @@ fn row_max(row: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
 }
 
-/// The sum of `exp(x - max)`, accumulated in f64; NaN if an element is.
+fn has_nan(row: &[f32]) -> bool {
+    // Without a branch in it, a chunk is a few vector instructions.
+    row.chunks(256).any(|chunk| chunk.iter().fold(false, |found, x| found | x.is_nan()))
+}
+
+/// The first place of `value`, which is in the row.
+fn first_equal(row: &[f32], value: f32) -> usize {
+    const CHUNK: usize = 64;
+    let has = |chunk: &[f32]| chunk.iter().fold(false, |found, &x| found | (x == value));
+    let start = row.chunks(CHUNK).position(has).unwrap_or(0) * CHUNK;
+    start + row[start..].iter().position(|&x| x == value).unwrap_or(0)
+}
+
+/// The sum of `exp(x - max)`, accumulated in f64.
 ///
 /// A vocabulary is the longest row there is, so the exponential is a polynomial that the compiler keeps in
 /// vectors.

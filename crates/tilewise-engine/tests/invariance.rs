@@ -13,9 +13,9 @@ const NEW_TOKENS: usize = 40;
 fn requests(count: usize) -> Vec<GenerateRequest> {
     let request = |(index, prompt): (usize, Vec<u32>)| GenerateRequest {
         sampling: match index % 3 {
-            0 => SamplingParams::default(),
-            1 => SamplingParams { temperature: 0.8, seed: index as u64, ..SamplingParams::default() },
-            _ => SamplingParams { temperature: 1.3, top_k: Some(20), top_p: 0.9, seed: 7 },
+            0 => SamplingParams { logprobs: true, ..SamplingParams::default() },
+            1 => SamplingParams { temperature: 0.8, seed: 3, logprobs: true, ..SamplingParams::default() },
+            _ => SamplingParams { temperature: 1.3, top_k: Some(20), top_p: 0.9, seed: 7, logprobs: true },
         },
         ..GenerateRequest::new(prompt, NEW_TOKENS - index % 7)
     };
@@ -26,7 +26,9 @@ fn requests(count: usize) -> Vec<GenerateRequest> {
 fn alone(dtype: Dtype, requests: &[GenerateRequest]) -> Vec<Outcome> {
     let folder = model_folder(&tiny_config(), dtype);
     let mut engine = open(folder.path(), &small()).unwrap();
-    requests.iter().map(|request| run_one(&mut engine, request)).collect()
+    let outcomes: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
+    assert!(outcomes.iter().all(|outcome| outcome.logprob_bits.len() == outcome.tokens.len()));
+    outcomes
 }
 
 #[track_caller]

@@ -59,10 +59,17 @@ fn the_logprob_is_the_log_of_the_softmax_at_temperature_one() {
     let logits: Vec<f32> = (0..5003).map(|index| ((index * 7919) % 5003) as f32 * 0.004 - 7.0).collect();
     let want = softmax(&logits, 1.0, |_| true);
     for params in [
-        SamplingParams::default(),
-        SamplingParams { temperature: 2.0, top_k: Some(50), seed: 3, ..SamplingParams::default() },
+        SamplingParams { logprobs: true, ..SamplingParams::default() },
+        SamplingParams {
+            temperature: 2.0,
+            top_k: Some(50),
+            seed: 3,
+            logprobs: true,
+            ..SamplingParams::default()
+        },
     ] {
         let Sampled { id, logprob } = draw(&logits, &params, 11);
+        let logprob = logprob.unwrap();
         assert!(
             (f64::from(logprob) - want[id as usize].ln()).abs() < 2e-6,
             "{logprob} {}",
@@ -93,7 +100,7 @@ fn top_k_keeps_the_most_probable_and_top_p_the_fewest_that_suffice() {
     for (top_k, top_p, kept) in
         [(Some(3), 1.0, 3), (None, 0.8, 3), (Some(3), 0.8, 2), (Some(1), 1.0, 1), (None, 1e-6, 1)]
     {
-        let params = SamplingParams { temperature: 1.0, top_k, top_p, seed: 5 };
+        let params = SamplingParams { temperature: 1.0, top_k, top_p, seed: 5, logprobs: false };
         let counts = histogram(&logits, &params, 20_000);
         let drawn: BTreeSet<usize> = (0..8).filter(|&index| counts[index] > 0.0).map(rank).collect();
         assert_eq!(drawn, (0..kept).collect(), "top_k {top_k:?}, top_p {top_p}");

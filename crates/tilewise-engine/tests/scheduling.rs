@@ -40,7 +40,7 @@ impl Bench {
 
     /// Commits a batch whose every row draws `token`.
     fn commit(&mut self, batch: &BatchPlan, token: u32) -> Vec<Event> {
-        let sampled = vec![Ok(Sampled { id: token, logprob: -1.0 }); batch.logits_rows.len()];
+        let sampled = vec![Ok(Sampled { id: token, logprob: None }); batch.logits_rows.len()];
         self.scheduler.commit(batch, &sampled, &mut self.pages)
     }
 
@@ -209,7 +209,7 @@ fn a_batch_whose_request_was_aborted_meanwhile_commits_the_others() {
     let batch = bench.schedule().unwrap();
     bench.scheduler.abort(first, &mut bench.pages);
     let events = bench.commit(&batch, 3);
-    assert_eq!(events, [Event::Token { request: second, id: 3, logprob: -1.0 }]);
+    assert_eq!(events, [Event::Token { request: second, id: 3, logprob: None }]);
 }
 
 #[test]
@@ -239,13 +239,13 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
     let mut bench = Bench::new(8, 64);
     let (bad, good) = (bench.submit(4, 5), bench.submit(4, 5));
     let batch = bench.schedule().unwrap();
-    let sampled = [Err("not finite".to_owned()), Ok(Sampled { id: 2, logprob: 0.0 })];
+    let sampled = [Err("not finite".to_owned()), Ok(Sampled { id: 2, logprob: None })];
     let events = bench.scheduler.commit(&batch, &sampled, &mut bench.pages);
     assert_eq!(
         events,
         [
             Event::Finished { request: bad, reason: FinishReason::Failed("not finite".to_owned()) },
-            Event::Token { request: good, id: 2, logprob: 0.0 },
+            Event::Token { request: good, id: 2, logprob: None },
         ]
     );
     assert_eq!(bench.scheduler.num_running(), 1);

@@ -41,6 +41,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
+        logprobs: args.format == Format::Json,
     };
     request.sampling.validate()?;
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
@@ -107,7 +108,7 @@ fn generate(
                 Event::Token { id, logprob, .. } => {
                     clock.token();
                     generated.output_ids.push(id);
-                    generated.logprobs.push(logprob);
+                    generated.logprobs.extend(logprob);
                     if let Some(tokenizer) = tokenizer {
                         let piece = detokenizer.push(tokenizer, id)?;
                         emit(&piece)?;

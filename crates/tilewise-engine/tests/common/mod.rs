@@ -161,7 +161,7 @@ pub(crate) fn run_all(engine: &mut Engine, requests: &[GenerateRequest]) -> Vec<
                     let outcome = &mut outcomes[ids.iter().position(|&known| known == request).unwrap()];
                     assert_eq!(outcome.reason, None, "a token after the end");
                     outcome.tokens.push(id);
-                    outcome.logprob_bits.push(logprob.to_bits());
+                    outcome.logprob_bits.extend(logprob.map(f32::to_bits));
                 }
                 Event::Finished { request, reason } => {
                     outcomes[ids.iter().position(|&known| known == request).unwrap()].reason = Some(reason);

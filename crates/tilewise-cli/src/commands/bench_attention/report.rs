@@ -29,11 +29,10 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     let _ = writeln!(page, "<title>tilewise bench attention</title>\n<style>{STYLE}</style>");
     let _ = writeln!(page, "<h1>Attention on {}</h1>", escape(device));
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    let (version, processor) = (env!("CARGO_PKG_VERSION"), escape(&processor()));
+    let (version, machine) = (env!("CARGO_PKG_VERSION"), escape(&crate::env::machine()));
     let _ = writeln!(
         page,
-        "<p>tilewise {version}, {os} on {arch}{processor}. Every answer was checked against an f64 oracle before \
+        "<p>tilewise {version}, {machine}. Every answer was checked against an f64 oracle before \
          timing; kernels took turns; times are medians. The marked kernel is the one that dispatch \
          chooses.</p>"
     );
@@ -46,13 +45,6 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
     page.push_str(&table(rows));
     page.push_str("</html>\n");
     page
-}
-
-/// The processor's name after a comma, where the system tells it.
-fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map(|(_, name)| format!(", {}", name.trim())).unwrap_or_default()
 }
 
 /// Rows that differ in their lengths only, where there are at least two lengths.
