@@ -88,53 +88,73 @@ pub(super) fn pack(
     let len = out_features.next_multiple_of(LANES) * in_features;
     let mut buffer = HostBuffer::zeroed(len * dtype.size())?;
     match dtype {
-        DType::F32 => pack_rows(pool, &rows, in_features, buffer.slice_mut::<f32>(), f32::from_le_bytes),
-        DType::F16 => {
-            pack_rows(pool, &rows, in_features, buffer.slice_mut(), |b: [u8; 2]| half::f16::from_le_bytes(b));
-        }
-        DType::Bf16 => {
-            pack_rows(pool, &rows, in_features, buffer.slice_mut(), |b| PairedBf16(u16::from_le_bytes(b)))
-        }
+        DType::F32 => pack_rows::<f32>(pool, &rows, in_features, buffer.slice_mut()),
+        DType::F16 => pack_rows::<half::f16>(pool, &rows, in_features, buffer.slice_mut()),
+        DType::Bf16 => pack_rows::<PairedBf16>(pool, &rows, in_features, buffer.slice_mut()),
         DType::U32 => return Err(Error::unsupported("pack_linear", "u32 weights")),
     }
     Ok(Linear { out_features, in_features, dtype, bias: None, buffer: Box::new(buffer) })
 }
 
-fn pack_rows<T: Weight, const B: usize>(
+fn pack_rows<T: Weight>(
     pool: &Pool,
     rows: &[(&HostTensor<'_>, usize)],
     in_features: usize,
     packed: &mut [T],
-    from_bytes: fn([u8; B]) -> T,
 ) {
     let panels = rows.len().div_ceil(LANES);
     let packed = SharedMut::new(packed);
-    let same = |dtype: DType| dtype.size() == size_of::<T>() && is_stored_as::<T>(dtype);
     pool.run(panels.div_ceil(PANELS), &|_, item| {
         for panel in item * PANELS..((item + 1) * PANELS).min(panels) {
             // SAFETY: every panel belongs to one item.
             let to = unsafe { packed.get(panel * in_features * LANES, in_features * LANES) };
             let rows = &rows[panel * LANES..rows.len().min((panel + 1) * LANES)];
-            // Blocks of inputs, so that the sixteen rows' lines and the panel's stay in the first cache.
-            for block in (0..in_features).step_by(32) {
-                let end = (block + 32).min(in_features);
-                for (lane, (part, row)) in rows.iter().enumerate() {
-                    let lane = T::place(lane);
-                    let size = part.dtype.size();
-                    let from =
-                        &part.bytes[(row * in_features + block) * size..(row * in_features + end) * size];
-                    let to = to[block * LANES..end * LANES].chunks_exact_mut(LANES);
-                    if same(part.dtype) {
-                        let (from, _) = from.as_chunks::<B>();
-                        to.zip(from).for_each(|(to, x)| to[lane] = from_bytes(*x));
-                    } else {
-                        to.zip(from.chunks_exact(size))
-                            .for_each(|(to, x)| to[lane] = T::from_f32(widen_bytes(x, part.dtype)));
-                    }
-                }
+            let stored: Vec<&[T]> = rows.iter().filter_map(|row| stored_row(row, in_features)).collect();
+            if stored.len() == rows.len() {
+                pack_stored(&stored, to);
+            } else {
+                pack_converted(rows, in_features, to);
             }
         }
     });
+}
+
+/// A row of a matrix whose elements are stored, and aligned, as they are packed.
+fn stored_row<'a, T: Weight>((part, row): &(&HostTensor<'a>, usize), in_features: usize) -> Option<&'a [T]> {
+    let bytes = in_features * part.dtype.size();
+    let row = &part.bytes[row * bytes..(row + 1) * bytes];
+    if is_stored_as::<T>(part.dtype) { bytemuck::try_cast_slice(row).ok() } else { None }
+}
+
+/// Packs a panel of at most sixteen rows that need no conversion.
+fn pack_stored<T: Weight>(rows: &[&[T]], to: &mut [T]) {
+    let Some(first) = rows.first() else { return };
+    if rows.len() < LANES {
+        for (lane, row) in rows.iter().enumerate() {
+            to.iter_mut().skip(T::place(lane)).step_by(LANES).zip(*row).for_each(|(to, x)| *to = *x);
+        }
+        return;
+    }
+    let mut from = [*first; LANES];
+    for (lane, row) in rows.iter().enumerate() {
+        from[T::place(lane)] = row;
+    }
+    // All lanes of an input at once: the stores are whole lines, the loads sixteen streams.
+    for (k, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        for (to, from) in to.iter_mut().zip(&from) {
+            *to = from[k];
+        }
+    }
+}
+
+/// Packs a panel of elements that are converted.
+fn pack_converted<T: Weight>(rows: &[(&HostTensor<'_>, usize)], in_features: usize, to: &mut [T]) {
+    for (lane, (part, row)) in rows.iter().enumerate() {
+        let size = part.dtype.size();
+        let from = part.bytes[row * in_features * size..(row + 1) * in_features * size].chunks_exact(size);
+        let to = to.iter_mut().skip(T::place(lane)).step_by(LANES);
+        to.zip(from).for_each(|(to, x)| *to = T::from_f32(widen_bytes(x, part.dtype)));
+    }
 }
 
 fn is_stored_as<T: 'static>(dtype: DType) -> bool {
