@@ -1,5 +1,5 @@
 //! Every instruction set x every kernel x every case, against the f64 oracle.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::print_stdout)]
 
 mod common;
 

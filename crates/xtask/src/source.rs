@@ -101,7 +101,7 @@ mod tests {
         for (text, want) in [
             ("a // b", "a     "),
             ("a /* b /* c */ d */ e", "a                   e"),
-            ("f(\"un\\\"safe\");", "f(           );"),
+            ("f(\"un\\\"safe\");", "f(          );"),
             ("r#\"a\"b\"# + c", "           + c"),
             ("'{' '\\n' 'a", "            'a"),
             ("for r in r", "for r in r"),
