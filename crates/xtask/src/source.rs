@@ -102,8 +102,8 @@ mod tests {
             ("a // b", "a     "),
             ("a /* b /* c */ d */ e", "a                   e"),
             ("f(\"un\\\"safe\");", "f(          );"),
-            ("r#\"a\"b\"# + c", "           + c"),
-            ("'{' '\\n' 'a", "            'a"),
+            ("r#\"a\"b\"# + c", "         + c"),
+            ("'{' '\\n' 'a", "         'a"),
             ("for r in r", "for r in r"),
             ("x: &'static str", "x: &'static str"),
         ] {

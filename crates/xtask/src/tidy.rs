@@ -119,7 +119,9 @@ fn placed(path: &str, code: &str) -> Vec<(Rule, String)> {
     if has_word(code, "unsafe") && !within(&UNSAFE) {
         found.push((Rule::Unsafe, "`unsafe` outside the backends and file.rs".to_owned()));
     }
-    if ["std::env", "env::var", "env::args"].iter().any(|name| has_word(code, name))
+    // Constants of the target are no reading of the environment.
+    let environment = code.replace("std::env::consts", "");
+    if ["std::env", "env::var", "env::vars", "env::args"].iter().any(|name| has_word(&environment, name))
         && !within(&ENVIRONMENT)
         && !is_tool
     {
@@ -304,6 +306,7 @@ mod tests {
         let text = "let home = std::env::var(name);";
         assert_eq!(rules("crates/tilewise/src/lib.rs", text), [Rule::Environment]);
         assert_eq!(rules("crates/tilewise-cli/src/env.rs", text), []);
+        assert_eq!(rules("crates/tilewise/src/lib.rs", "use std::env;"), [Rule::Environment]);
         assert_eq!(rules("crates/tilewise/tests/laws.rs", text), []);
         assert_eq!(rules("crates/tilewise/src/lib.rs", "const N: &str = env!(\"CARGO_PKG_NAME\");"), []);
     }
