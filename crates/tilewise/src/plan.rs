@@ -140,13 +140,14 @@ impl AttentionPlan {
 
     /// The keys that at least one of `queries` sees.
     fn visible(&self, queries: &Range<usize>, regime: Regime) -> Range<usize> {
-        let mut all = usize::MAX..0;
+        let mut all: Option<Range<usize>> = None;
         for query in queries.clone() {
             let keys = self.params.mask.visible(query, regime.num_queries, regime.num_keys);
             if !keys.is_empty() {
-                all = all.start.min(keys.start)..all.end.max(keys.end);
+                let hull = all.unwrap_or_else(|| keys.clone());
+                all = Some(hull.start.min(keys.start)..hull.end.max(keys.end));
             }
         }
-        if all.start == usize::MAX { 0..0 } else { all }
+        all.unwrap_or(0..0)
     }
 }

@@ -1,5 +1,5 @@
 //! Every instruction set x every kernel x every case, against the f64 oracle.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::print_stdout)]
 
 mod common;
 
@@ -45,8 +45,9 @@ fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, Stri
 
 #[test]
 fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
-    // An emulator is thirty times slower than a machine: it gets every `STRIDE`-th case, and says so.
-    const STRIDE: usize = if cfg!(tilewise_emulated) { 4 } else { 1 };
+    // An emulator is several times slower than a machine: it gets every `STRIDE`-th case, and says so. Shapes come in
+    // groups of 4 or 5 types and layouts; 3 has no factor in common with either, so all of them have their turn.
+    const STRIDE: usize = if cfg!(tilewise_emulated) { 3 } else { 1 };
     let all = cases::attention();
     let cases: Vec<AttentionCase> = all.iter().step_by(STRIDE).cloned().collect();
     println!("{} of {} cases", cases.len(), all.len());

@@ -203,7 +203,8 @@ fn norms_and_rotations_of_heads_touch_their_span_only() {
         let mut want = x.clone();
         for (row, own) in want.chunks_mut(len).enumerate() {
             for head in own[span.offset..span.offset + 3 * dim].chunks_mut(dim) {
-                reference::rms_norm(&head.to_vec(), &weight, 1e-6, head);
+                let x = head.to_vec();
+                reference::rms_norm(&x, &weight, 1e-6, head);
                 reference::rope(head, &table[position(row) as usize * rotary..][..rotary]);
             }
         }

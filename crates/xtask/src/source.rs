@@ -101,9 +101,9 @@ mod tests {
         for (text, want) in [
             ("a // b", "a     "),
             ("a /* b /* c */ d */ e", "a                   e"),
-            ("f(\"un\\\"safe\");", "f(           );"),
-            ("r#\"a\"b\"# + c", "           + c"),
-            ("'{' '\\n' 'a", "            'a"),
+            ("f(\"un\\\"safe\");", "f(          );"),
+            ("r#\"a\"b\"# + c", "         + c"),
+            ("'{' '\\n' 'a", "         'a"),
             ("for r in r", "for r in r"),
             ("x: &'static str", "x: &'static str"),
         ] {

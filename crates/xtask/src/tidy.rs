@@ -119,7 +119,9 @@ fn placed(path: &str, code: &str) -> Vec<(Rule, String)> {
     if has_word(code, "unsafe") && !within(&UNSAFE) {
         found.push((Rule::Unsafe, "`unsafe` outside the backends and file.rs".to_owned()));
     }
-    if ["std::env", "env::var", "env::args"].iter().any(|name| has_word(code, name))
+    // Constants of the target are no reading of the environment.
+    let environment = code.replace("std::env::consts", "");
+    if ["std::env", "env::var", "env::vars", "env::args"].iter().any(|name| has_word(&environment, name))
         && !within(&ENVIRONMENT)
         && !is_tool
     {
@@ -238,15 +240,14 @@ fn records(line: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// Commands of the binary that a document shows in code blocks and that no file of the command line names.
+/// Commands of the binary that a document shows in code blocks and that the command line does not declare.
 fn unknown_commands(root: &Path, path: &str, text: &str) -> Vec<Finding> {
-    let mut sources = Vec::new();
-    let _ = collect(&root.join("crates/tilewise-cli/src"), &mut sources);
-    let sources: Vec<String> = sources.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-    let known = |command: &str| sources.iter().any(|source| names_command(source, command));
+    let Ok(arguments) = std::fs::read_to_string(root.join("crates/tilewise-cli/src/args.rs")) else {
+        return Vec::new();
+    };
     let mut findings = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        if let Some(command) = shown_command(line).filter(|command| !known(command)) {
+        if let Some(command) = shown_command(line).filter(|command| !names_command(&arguments, command)) {
             let what = format!("shows `tilewise {command}`, which the command line does not have");
             findings.push(Finding { rule: Rule::Command, path: path.to_owned(), line: index + 1, what });
         }
@@ -305,6 +306,7 @@ mod tests {
         let text = "let home = std::env::var(name);";
         assert_eq!(rules("crates/tilewise/src/lib.rs", text), [Rule::Environment]);
         assert_eq!(rules("crates/tilewise-cli/src/env.rs", text), []);
+        assert_eq!(rules("crates/tilewise/src/lib.rs", "use std::env;"), [Rule::Environment]);
         assert_eq!(rules("crates/tilewise/tests/laws.rs", text), []);
         assert_eq!(rules("crates/tilewise/src/lib.rs", "const N: &str = env!(\"CARGO_PKG_NAME\");"), []);
     }
