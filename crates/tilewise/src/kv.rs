@@ -41,6 +41,23 @@ impl KvCacheConfig {
             let got = self.dtype.to_string();
             return Err(Error::Value { name: "KV dtype", expected: "a floating-point type", got });
         }
+        for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
+            if dim == 0 || dim > 512 || !dim.is_multiple_of(8) {
+                return Err(Error::Value {
+                    name,
+                    expected: "a multiple of 8 from 8 to 512",
+                    got: dim.to_string(),
+                });
+            }
+        }
+        if self.num_kv_heads == 0 || self.num_kv_heads > 4096 {
+            let got = self.num_kv_heads.to_string();
+            return Err(Error::Value { name: "num_kv_heads", expected: "from 1 to 4096", got });
+        }
+        if self.num_pages > u32::MAX as usize {
+            let got = self.num_pages.to_string();
+            return Err(Error::Value { name: "num_pages", expected: "below 2^32", got });
+        }
         Ok(())
     }
 }

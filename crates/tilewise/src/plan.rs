@@ -43,21 +43,21 @@ pub struct MergeItem {
     pub chunks: usize,
 }
 
-/// What an attention launch will do. Plain data.
+/// What an attention launch will do. Plain data, which only [`partition`] makes: kernels rely on it.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
     /// The layer's arithmetic.
-    pub params: AttentionParams,
+    pub(crate) params: AttentionParams,
     /// The batch.
-    pub layout: Arc<BatchLayout>,
+    pub(crate) layout: Arc<BatchLayout>,
     /// The kernel of the sequence with the most work, by name.
-    pub kernel: &'static str,
+    pub(crate) kernel: &'static str,
     /// In the order in which they are handed out: heaviest first.
-    pub work: Vec<WorkItem>,
+    pub(crate) work: Vec<WorkItem>,
     /// What follows when all work is done.
-    pub merges: Vec<MergeItem>,
+    pub(crate) merges: Vec<MergeItem>,
     /// Elements of f32 workspace for partial states.
-    pub workspace: usize,
+    pub(crate) workspace: usize,
 }
 
 /// Divides a batch into independent work items. Pure: no device, no thread count.
@@ -104,6 +104,26 @@ pub fn partition(
 }
 
 impl AttentionPlan {
+    /// The layer's arithmetic.
+    pub fn params(&self) -> &AttentionParams {
+        &self.params
+    }
+
+    /// The batch.
+    pub fn layout(&self) -> &BatchLayout {
+        &self.layout
+    }
+
+    /// The kernel of the sequence with the most work.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// The work items, heaviest first.
+    pub fn work(&self) -> &[WorkItem] {
+        &self.work
+    }
+
     fn split_queries(&mut self, kernel: usize, sequence: usize, regime: Regime, tile_rows: usize) {
         let tile = (tile_rows / self.params.group_size()).max(1);
         let tiles = regime.num_queries.div_ceil(tile);

@@ -203,14 +203,23 @@ impl<'a> TokenView<'a> {
         self.offset + self.batch_stride.map_or(first_token * self.token_stride, |stride| sequence * stride)
     }
 
-    /// The least number of elements the tensor must have for the sequences of `indptr`.
+    /// The least number of elements the tensor must have for the sequences of `indptr`; more than any tensor has
+    /// where the strides lead beyond the address space.
     pub(crate) fn extent(&self, indptr: &[u32]) -> usize {
+        let last_head = self.num_heads.saturating_sub(1).saturating_mul(self.head_stride);
         let mut extent = 0;
         for (sequence, ends) in indptr.windows(2).enumerate() {
             let tokens = (ends[1] - ends[0]) as usize;
             if tokens > 0 {
-                let last = (tokens - 1) * self.token_stride + (self.num_heads - 1) * self.head_stride;
-                extent = extent.max(self.start(sequence, ends[0] as usize) + last + self.head_dim);
+                let start = self
+                    .batch_stride
+                    .map_or((ends[0] as usize).saturating_mul(self.token_stride), |stride| {
+                        sequence.saturating_mul(stride)
+                    });
+                let last = (tokens - 1).saturating_mul(self.token_stride).saturating_add(last_head);
+                let end =
+                    self.offset.saturating_add(start).saturating_add(last).saturating_add(self.head_dim);
+                extent = extent.max(end);
             }
         }
         extent

@@ -203,7 +203,7 @@ fn launch(
     ranges: &[Range<usize>],
     rows: &mut [Vec<Row>],
 ) {
-    let total = plan.layout.total_queries();
+    let total = plan.layout().total_queries();
     let unwritten = vec![f32::NAN; total * QO_HEADS * VALUE_DIM];
     let mut out = common::upload(device, &[total, QO_HEADS * VALUE_DIM], &unwritten, Precision::F32);
     let mut lse = device.alloc(&[total, QO_HEADS], tilewise::DType::F32).unwrap();

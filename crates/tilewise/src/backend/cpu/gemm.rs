@@ -26,7 +26,7 @@ const ROW_BLOCK: usize = 480;
 const PANELS: usize = 8;
 
 /// Inputs between a weight's prefetch and its use, when memory decides.
-const AHEAD: usize = 128;
+const AHEAD: usize = 32;
 
 /// An element type of packed weights.
 trait Weight: Element + bytemuck::Pod {

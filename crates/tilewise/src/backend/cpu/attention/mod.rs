@@ -190,6 +190,14 @@ fn check_pages(plan: &AttentionPlan, layer: &KvLayer) -> Result<()> {
     if planned != got {
         return Err(Error::shape("pages", format!("the cache is {got:?}, planned {planned:?}")));
     }
+    // The fields of a cache are public: its tensors must be as large as its configuration says.
+    let heads = config.num_pages.saturating_mul(config.num_kv_heads).saturating_mul(config.page_size);
+    let value_row = config.value_dim.next_multiple_of(LANES);
+    if layer.keys.len() < heads.saturating_mul(config.head_dim)
+        || layer.values.len() < heads.saturating_mul(value_row)
+    {
+        return Err(Error::shape("pages", format!("{layer:?} is smaller than its configuration")));
+    }
     match plan.layout.max_page() {
         Some(page) if page as usize >= config.num_pages => {
             Err(Error::shape("pages", format!("page {page} of a cache of {}", config.num_pages)))
@@ -280,8 +288,8 @@ impl<K: KvSource> Kernel for RunItem<'_, K> {
             // SAFETY: the source is of the item's sequence.
             unsafe {
                 scalar::attend(simd, &item, source, scratch, |row, state| {
-                    output.store_state(plan, &item, row, state)
-                })
+                    output.store_state(plan, &item, row, state);
+                });
             };
             return;
         }
