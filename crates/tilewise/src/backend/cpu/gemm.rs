@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use super::buffer::{HostBuffer, SharedMut, host};
 use super::simd::{Element, Kernel, LANES, Level, PairedBf16, Simd, paired};
 use super::threads::Pool;
-use super::tile::{PACKED, Tile, row_tiles, widen, with_rows};
+use super::tile::{FLOWING, NOTHING, PACKED, Tile, row_tiles, widen, with_rows};
 use crate::{DType, Error, HostTensor, Linear, Result};
 
 /// Inputs per slice: sixteen KiB of widened weights, half of the first cache.
@@ -345,15 +345,18 @@ fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
             product.begin(r, panel + p, chain);
         }
     }
-    simd.vectorize(Tile::<T, R, P, PACKED, LANES, AHEAD> {
+    let b: [*const T; P] =
+        std::array::from_fn(|p| weights[(panel + p) * inputs * LANES..][..inputs * LANES].as_ptr());
+    simd.vectorize(Tile::<T, R, P, PACKED, LANES, FLOWING> {
         a: product.x[..R * inputs].as_ptr(),
-        b: std::array::from_fn(|p| weights[(panel + p) * inputs * LANES..][..inputs * LANES].as_ptr()),
+        b,
         b_step: LANES,
         len: inputs,
         c: chains.as_mut_ptr().cast(),
         c_row: P * LANES,
         c_panel: LANES,
         from_zero: false,
+        ahead: std::array::from_fn(|p| b[p].wrapping_add(AHEAD * LANES).cast()),
     });
     for (r, row) in chains.iter().enumerate() {
         for (p, chain) in row.iter().enumerate() {
@@ -427,8 +430,9 @@ impl Kernel for UseSlice<'_> {
             }
             let (c, len) = (own.as_mut_ptr(), inputs.len());
             // `x` is at the first input of a tile `[in][rows]`, `widened` holds the slice, `c` is `[rows][16]`.
-            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, 0> {
+            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, NOTHING> {
                 a: x, b: [widened.as_ptr()], b_step: LANES, len, c, c_row: LANES, c_panel: 0, from_zero: false,
+                ahead: [std::ptr::null()],
             }));
             if inputs.end == product.inputs {
                 for (chain, row) in own.as_chunks().0.iter().zip(tile) {

@@ -8,11 +8,21 @@ pub(crate) const PACKED: usize = 0;
 /// The steps of `b` of a [`Tile`] are told at run time.
 pub(crate) const STRIDED: usize = 0;
 
+/// A [`Tile`] prefetches nothing.
+pub(crate) const NOTHING: usize = 0;
+
+/// A [`Tile`] prefetches from each of `ahead` as many contiguous bytes as it reads from each of `b`.
+pub(crate) const FLOWING: usize = 1;
+
+/// A [`Tile`] prefetches from each of `ahead` one line per step, `b_step` elements apart.
+pub(crate) const ROWS: usize = 2;
+
 /// `c[r][p] += sum over k of a(r, k) * b[p][k]` for `R` rows and `P` vectors of sixteen.
 ///
 /// `a(r, k)` is `a[r * A_ROW + k]`, or as [`PACKED`] says; `b[p][k]` are the sixteen elements from
-/// `b[p] + k * B_STEP` (or `b_step`); `c[r][p]` the sixteen from `c + r * c_row + p * c_panel`. With `AHEAD`, the
-/// lines of `b` that many steps later are prefetched.
+/// `b[p] + k * B_STEP` (or `b_step`); `c[r][p]` the sixteen from `c + r * c_row + p * c_panel`. Meanwhile memory that
+/// comes next is prefetched from `ahead[p]` on, as [`FLOWING`] and [`ROWS`] say: a line now and then costs nothing,
+/// many at once would stop the products until memory has answered.
 ///
 /// Each lane of each accumulator is one chain of fused multiply-adds in the order of `k`. That is the whole of the
 /// determinism promise for products: how many rows or panels are computed together changes no chain.
@@ -38,6 +48,8 @@ pub(crate) struct Tile<
     pub c_panel: usize,
     /// Whether the chains begin at zero instead of at `c`.
     pub from_zero: bool,
+    /// Any addresses.
+    pub ahead: [*const u8; P],
 }
 
 impl<E: Element, const R: usize, const P: usize, const A_ROW: usize, const B_STEP: usize, const AHEAD: usize>
@@ -62,15 +74,16 @@ impl<E: Element, const R: usize, const P: usize, const A_ROW: usize, const B_STE
                     }
                 }
             }
-            let (mut a, mut b) = (self.a, self.b);
+            let (mut a, mut b, mut ahead) = (self.a, self.b, self.ahead);
             // Four steps written out: a loop around them would put `acc` into memory.
             for _ in 0..self.len / 4 {
-                if AHEAD > 0 {
+                if AHEAD != NOTHING {
+                    let line = if AHEAD == ROWS { b_step * size_of::<E>() } else { 64 };
+                    let lines = if AHEAD == ROWS { 4 } else { (4 * LANES * size_of::<E>()).div_ceil(64) };
                     for p in 0..P {
-                        for line in 0..(4 * LANES * size_of::<E>()).div_ceil(64) {
-                            simd.prefetch(
-                                b[p].wrapping_add(AHEAD * b_step).cast::<u8>().wrapping_add(64 * line),
-                            );
+                        for _ in 0..lines {
+                            simd.prefetch(ahead[p]);
+                            ahead[p] = ahead[p].wrapping_add(line);
                         }
                     }
                 }

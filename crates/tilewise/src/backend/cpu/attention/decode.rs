@@ -1,12 +1,12 @@
 //! Few queries: keys and values are read once, straight from where they are, and widened in registers.
 //!
-//! Memory decides the speed, so the loops keep several lines in flight: while a block's keys are read its values
-//! are prefetched, and while its values are read the next block's keys are.
+//! Memory decides the speed, so every tile prefetches what the next one reads, at the pace at which it reads its
+//! own: two panels of keys the next two, across blocks too, and two panels of values the next two of the same rows.
 
 use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
-use super::super::tile::{PACKED, STRIDED, Tile, load_some, with_rows};
+use super::super::tile::{FLOWING, PACKED, ROWS, STRIDED, Tile, load_some, with_rows};
 use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
@@ -31,21 +31,23 @@ pub(super) fn fold_chunk<S: Simd, K: KvSource>(
         scratch.look_at(&block);
         // SAFETY: the block lies inside the sequence's keys, as does `end`.
         unsafe {
-            score_block(simd, item, source, groups.clone(), scratch);
+            score_block(simd, item, source, groups, end.div_ceil(LANES), scratch);
             simd.vectorize(SoftmaxBlock { item, block: &block, scratch });
-            weigh_block(simd, item, source, &block, end, scratch);
+            weigh_block(simd, item, source, &block, scratch);
         }
     }
 }
 
 /// # Safety
-/// `groups` must contain tokens of the sequence that `source` is of, in one block.
+/// `groups` must contain tokens of the sequence that `source` is of, in one block; so must all groups up to `end`,
+/// in any.
 #[inline(always)]
 unsafe fn score_block<S: Simd, K: KvSource>(
     simd: S,
     item: &Item<'_>,
     source: K,
     groups: Range<usize>,
+    end: usize,
     scratch: &mut Scratch,
 ) {
     let head_dim = item.params.head_dim;
@@ -61,7 +63,12 @@ unsafe fn score_block<S: Simd, K: KvSource>(
             if let (Some(first), Some(second)) =
                 (source.key_panel(group), source.key_panel(group + count - 1))
             {
-                simd.vectorize(ScorePanels { item, panels: [first, second], local, count, scratch });
+                let panels = [first, second];
+                let ahead = [2, 3].map(|next| {
+                    let panel = if group + next < end { source.key_panel(group + next) } else { None };
+                    panel.unwrap_or(first)
+                });
+                simd.vectorize(ScorePanels { item, panels, ahead, local, count, scratch });
             } else {
                 let keys = scratch.keys[..2 * LANES * head_dim].as_mut_ptr();
                 let second = keys.add((count - 1) * LANES * head_dim);
@@ -70,7 +77,7 @@ unsafe fn score_block<S: Simd, K: KvSource>(
                     source.widen_keys(simd, own, tokens, head_dim, to);
                 }
                 let panels = [keys.cast_const(), second.cast_const()];
-                simd.vectorize(ScorePanels { item, panels, local, count, scratch });
+                simd.vectorize(ScorePanels { item, panels, ahead: panels, local, count, scratch });
             }
         }
         group += count;
@@ -82,6 +89,8 @@ struct ScorePanels<'a, E> {
     item: &'a Item<'a>,
     /// Each `[head_dim][16]`.
     panels: [*const E; 2],
+    /// The panels that come next.
+    ahead: [*const E; 2],
     /// The first panel's place in the block.
     local: usize,
     count: usize,
@@ -93,7 +102,8 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { item, panels, local, count, scratch } = self;
+        let Self { item, panels, ahead, local, count, scratch } = self;
+        let ahead = [ahead[0].cast::<u8>(), ahead[1].cast()];
         let head_dim = item.params.head_dim;
         for tile in item.tiles() {
             let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
@@ -101,14 +111,14 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
             let c = scores.wrapping_add(local * LANES);
             // `q` is `[head_dim][rows]`, panels as `score_block` made them, and scores `[rows][SCORE_STRIDE]`.
             with_rows!(tile.len(), R => if R * 2 <= S::MAX_ROWS && count == 2 {
-                simd.vectorize(Tile::<E, R, 2, PACKED, LANES, 0> {
-                    a: q, b: panels, b_step: LANES, len: head_dim,
+                simd.vectorize(Tile::<E, R, 2, PACKED, LANES, FLOWING> {
+                    a: q, b: panels, b_step: LANES, len: head_dim, ahead,
                     c, c_row: SCORE_STRIDE, c_panel: LANES, from_zero: true,
                 });
             } else {
                 for (p, panel) in panels.into_iter().take(count).enumerate() {
-                    simd.vectorize(Tile::<E, R, 1, PACKED, LANES, 0> {
-                        a: q, b: [panel], b_step: LANES, len: head_dim,
+                    simd.vectorize(Tile::<E, R, 1, PACKED, LANES, FLOWING> {
+                        a: q, b: [panel], b_step: LANES, len: head_dim, ahead: [ahead[p]],
                         c: c.wrapping_add(p * LANES), c_row: SCORE_STRIDE, c_panel: 0, from_zero: true,
                     });
                 }
@@ -118,20 +128,15 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
 }
 
 /// # Safety
-/// `block` and the keys up to `end` must be keys of the sequence that `source` is of.
+/// `block` must be keys of the sequence that `source` is of.
 #[inline(always)]
 unsafe fn weigh_block<S: Simd, K: KvSource>(
     simd: S,
     item: &Item<'_>,
     source: K,
     block: &Range<usize>,
-    end: usize,
     scratch: &mut Scratch,
 ) {
-    for next in block.end.div_ceil(LANES)..(block.end + KV_BLOCK).min(end).div_ceil(LANES) {
-        // SAFETY: the group contains keys below `end`.
-        unsafe { prefetch_keys(simd, item, source, next) };
-    }
     let mut values = Values { groups: [std::ptr::null(); GROUPS], stride: 0, padded: source.padded_values() };
     for group in block.start / LANES..block.end.div_ceil(LANES) {
         // SAFETY: the group contains keys of the block.
@@ -273,7 +278,7 @@ impl<E: Element + bytemuck::Zeroable> Weigh<E> {
     #[inline(always)]
     fn padded<S: Simd, const R: usize, const P: usize>(&self, simd: S, skip: usize) {
         for (key, count, first) in self.groups() {
-            simd.vectorize(Tile::<E, R, P, SCORE_STRIDE, STRIDED, 0> {
+            simd.vectorize(Tile::<E, R, P, SCORE_STRIDE, STRIDED, ROWS> {
                 a: self.weights.wrapping_add(key),
                 b: std::array::from_fn(|p| first.wrapping_add((self.panel + skip + p) * LANES)),
                 b_step: self.values.stride,
@@ -282,6 +287,9 @@ impl<E: Element + bytemuck::Zeroable> Weigh<E> {
                 c_row: LANES,
                 c_panel: self.stride * LANES,
                 from_zero: false,
+                ahead: std::array::from_fn(|p| {
+                    first.wrapping_add((self.panel + skip + p + 2) * LANES).cast()
+                }),
             });
         }
     }
@@ -306,27 +314,15 @@ impl<E: Element + bytemuck::Zeroable> Weigh<E> {
     }
 }
 
+/// Prefetches the first two panels of a group's values; the tiles prefetch the others as they go.
 #[inline(always)]
 unsafe fn prefetch_values<S: Simd, K: KvSource>(simd: S, item: &Item<'_>, source: K, group: usize) {
     // SAFETY: the group contains a token of the sequence; a prefetch reads nothing.
     unsafe {
         let (rows, stride) = source.value_rows(group);
-        let bytes = item.params.value_dim * size_of::<K::E>();
         for token in 0..(item.num_keys - group * LANES).min(LANES) {
-            for at in (0..bytes).step_by(LINE) {
+            for at in (0..2 * LANES * size_of::<K::E>()).step_by(LINE) {
                 simd.prefetch(rows.wrapping_add(token * stride).cast::<u8>().wrapping_add(at));
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn prefetch_keys<S: Simd, K: KvSource>(simd: S, item: &Item<'_>, source: K, group: usize) {
-    // SAFETY: the group contains a token of the sequence; a prefetch reads nothing.
-    unsafe {
-        if let Some(panel) = source.key_panel(group) {
-            for at in (0..item.params.head_dim * LANES * size_of::<K::E>()).step_by(LINE) {
-                simd.prefetch(panel.cast::<u8>().wrapping_add(at));
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd};
-use super::super::tile::{PACKED, Tile, load_some, with_rows};
+use super::super::tile::{NOTHING, PACKED, Tile, load_some, with_rows};
 use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
@@ -109,8 +109,9 @@ fn score_block<S: Simd>(simd: S, item: &Item<'_>, block: &Range<usize>, scratch:
             let scores = &mut scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE];
             let c = scores[panel * LANES..].as_mut_ptr();
             // `q` is `[head_dim][rows]`, `keys` a panel `[head_dim][16]`, and scores `[rows][SCORE_STRIDE]`.
-            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, 0> {
+            with_rows!(tile.len(), R => simd.vectorize(Tile::<f32, R, 1, PACKED, LANES, NOTHING> {
                 a: q, b: [keys], b_step: LANES, len: head_dim, c, c_row: SCORE_STRIDE, c_panel: 0, from_zero: true,
+                ahead: [std::ptr::null()],
             }));
         }
     }
@@ -167,7 +168,7 @@ impl Weigh {
         if keys.is_empty() {
             return;
         }
-        simd.vectorize(Tile::<f32, R, 1, SCORE_STRIDE, LANES, 0> {
+        simd.vectorize(Tile::<f32, R, 1, SCORE_STRIDE, LANES, NOTHING> {
             a: self.weights.wrapping_add(first * SCORE_STRIDE + keys.start),
             b: [self.values.wrapping_add(keys.start * LANES)],
             b_step: LANES,
@@ -176,6 +177,7 @@ impl Weigh {
             c_row: LANES,
             c_panel: 0,
             from_zero: false,
+            ahead: [std::ptr::null()],
         });
     }
 }

@@ -36,6 +36,14 @@ pub(super) trait KvSource: Copy + Send + Sync {
 /// Some bytes that will be read: where they start and how many.
 pub(super) type Region = (*const u8, usize);
 
+/// Adds a region, to the last one if it follows it.
+fn push(to: &mut Vec<Region>, (start, len): Region) {
+    match to.last_mut() {
+        Some(last) if last.0.wrapping_add(last.1) == start => last.1 += len,
+        _ => to.push((start, len)),
+    }
+}
+
 /// Pages written by `append_kv`: keys in panels `[head_dim][16]`, values in rows padded to sixteen elements.
 #[derive(Clone, Copy)]
 pub(super) struct Paged<'a, E> {
@@ -89,10 +97,10 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
         // SAFETY: the caller says that the group exists.
         unsafe {
             if let Some(panel) = self.key_panel(group) {
-                to.push((panel.cast(), head_dim * LANES * size_of::<E>()));
+                push(to, (panel.cast(), head_dim * LANES * size_of::<E>()));
             }
             let (rows, stride) = self.value_rows(group);
-            to.push((rows.cast(), tokens * stride * size_of::<E>()));
+            push(to, (rows.cast(), tokens * stride * size_of::<E>()));
         }
     }
 
@@ -153,10 +161,14 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
         value_dim: usize,
         to: &mut Vec<Region>,
     ) {
-        for token in group * LANES..group * LANES + tokens {
-            let (key, value) = (token * self.key_stride, token * self.value_stride);
-            to.push((self.keys.wrapping_add(key).cast(), head_dim * size_of::<E>()));
-            to.push((self.values.wrapping_add(value).cast(), value_dim * size_of::<E>()));
+        let tokens = group * LANES..group * LANES + tokens;
+        for token in tokens.clone() {
+            let key = self.keys.wrapping_add(token * self.key_stride);
+            push(to, (key.cast(), head_dim * size_of::<E>()));
+        }
+        for token in tokens {
+            let value = self.values.wrapping_add(token * self.value_stride);
+            push(to, (value.cast(), value_dim * size_of::<E>()));
         }
     }
 
