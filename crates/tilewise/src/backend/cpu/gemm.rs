@@ -2,8 +2,8 @@
 //!
 //! A matrix `[out, in]` is packed once into panels `[out / 16][in][16]`, lanes over output features. An output is
 //! a chain of fused multiply-adds over the inputs in order, so one row and many rows agree in every bit:
-//! - Up to one register tile of rows, weights are widened in registers and memory decides. Several panels are
-//!   streamed at once, since one stream does not fill the memory's bandwidth.
+//! - Up to two register tiles of rows, weights are widened in registers and memory decides. With one or two rows
+//!   several panels are streamed at once, since one stream does not fill the memory's bandwidth.
 //! - With more rows a slice of a panel is widened once into the first cache and used by all row tiles, which keep
 //!   their chains in memory between slices.
 
@@ -302,6 +302,15 @@ impl<T: Weight> Kernel for RunPanels<'_, T> {
         let Self { product, weights, panels, tiles } = self;
         if product.rows <= S::MAX_ROWS {
             stream(simd, product, weights, panels);
+        } else if product.rows <= 2 * S::MAX_ROWS {
+            // Two tiles: the second finds the panel in the second cache, and widening twice costs less than storing.
+            for panel in panels {
+                for tile in row_tiles(product.rows, S::MAX_ROWS) {
+                    with_rows!(tile.len(), R => {
+                        stream_panels::<S, T, R, 1>(simd, product, weights, panel, tile.start);
+                    });
+                }
+            }
         } else {
             for panel in panels {
                 sliced(simd, product, weights, panel, tiles.clone());
@@ -320,35 +329,37 @@ fn stream<S: Simd, T: Weight>(simd: S, product: &Product<'_>, weights: &[T], pan
             if R > S::MAX_ROWS {
                 left
             } else if left >= 4 && R == 1 {
-                stream_panels::<S, T, R, 4>(simd, product, weights, panel)
+                stream_panels::<S, T, R, 4>(simd, product, weights, panel, 0)
             } else if left >= 2 && R == 2 {
-                stream_panels::<S, T, R, 2>(simd, product, weights, panel)
+                stream_panels::<S, T, R, 2>(simd, product, weights, panel, 0)
             } else {
-                stream_panels::<S, T, R, 1>(simd, product, weights, panel)
+                stream_panels::<S, T, R, 1>(simd, product, weights, panel, 0)
             }
         });
         panel += done;
     }
 }
 
+/// `P` panels for the tile of `R` rows from `first_row` on.
 #[inline(always)]
 fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
     simd: S,
     product: &Product<'_>,
     weights: &[T],
     panel: usize,
+    first_row: usize,
 ) -> usize {
     let inputs = product.inputs;
     let mut chains = [[[0.0f32; LANES]; P]; R];
     for (r, row) in chains.iter_mut().enumerate() {
         for (p, chain) in row.iter_mut().enumerate() {
-            product.begin(r, panel + p, chain);
+            product.begin(first_row + r, panel + p, chain);
         }
     }
     let b: [*const T; P] =
         std::array::from_fn(|p| weights[(panel + p) * inputs * LANES..][..inputs * LANES].as_ptr());
     simd.vectorize(Tile::<T, R, P, PACKED, LANES, FLOWING> {
-        a: product.x[..R * inputs].as_ptr(),
+        a: product.x[first_row * inputs..][..R * inputs].as_ptr(),
         b,
         b_step: LANES,
         len: inputs,
@@ -360,7 +371,7 @@ fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
     });
     for (r, row) in chains.iter().enumerate() {
         for (p, chain) in row.iter().enumerate() {
-            product.end(r, panel + p, chain);
+            product.end(first_row + r, panel + p, chain);
         }
     }
     P
