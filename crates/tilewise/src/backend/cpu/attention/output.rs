@@ -48,13 +48,12 @@ impl<'a> Output<'a> {
                 format!("{out:?} for {total} tokens of {heads} x {dim}"),
             ));
         }
+        // The same number of elements in the other order would be filled in silence.
+        let sums = if dense { out.shape()[..3].to_vec() } else { vec![total, heads] };
         if let Some(lse) = &lse
-            && lse.len() != total * heads
+            && lse.shape() != sums
         {
-            return Err(Error::shape(
-                "attention lse",
-                format!("{lse:?} for {total} tokens of {heads} heads"),
-            ));
+            return Err(Error::shape("attention lse", format!("{lse:?} instead of {sums:?}")));
         }
         let tokens = if dense { out.shape()[2] } else { 0 };
         Ok(Self {
