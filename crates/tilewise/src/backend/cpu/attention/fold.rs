@@ -22,6 +22,9 @@ const SLACK: f32 = 8.0;
 /// Elements between the score rows of a tile. Not a power of two, so that rows fall into different cache sets.
 pub(super) const SCORE_STRIDE: usize = KV_BLOCK + LANES;
 
+/// Elements after the packed queries: they are stored by eight rows and sixteen columns.
+pub(super) const Q_SLACK: usize = 8 * LANES + 8;
+
 /// One row's running sums within a chunk.
 #[derive(Clone, Copy)]
 pub(super) struct RowState {
@@ -33,21 +36,51 @@ impl RowState {
     const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: [0.0; LANES] };
 }
 
+/// Reusable memory for floats that starts on a cache line, so that no vector of it lies in two.
+#[derive(Default)]
+pub(super) struct Floats(Vec<Line>);
+
+/// A cache line.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Floats {
+    /// Makes room for as many floats; their values are unspecified.
+    fn grow(&mut self, floats: usize) {
+        if self.len() < floats {
+            self.0.resize(floats.div_ceil(LANES), Line([0.0; LANES]));
+        }
+    }
+}
+
+impl std::ops::Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl std::ops::DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// A thread's memory for work items.
 #[derive(Default)]
 pub(crate) struct Scratch {
     /// Queries of each tile as `[head_dim][rows]`.
-    pub(super) q: Vec<f32>,
+    pub(super) q: Floats,
     /// Scores, then weights, of a block: `[rows][SCORE_STRIDE]`.
-    pub(super) scores: Vec<f32>,
+    pub(super) scores: Floats,
     /// Weighted values of the chunk, of each tile as `[value panels][rows][16]`.
-    pub(super) out: Vec<f32>,
+    pub(super) out: Floats,
     /// The same of all earlier chunks.
-    total: Vec<f32>,
-    /// Keys of a block as `[panels][head_dim][16]`.
-    pub(super) keys: Vec<f32>,
-    /// Values of a block as `[value panels][KV_BLOCK][16]`.
-    pub(super) values: Vec<f32>,
+    total: Floats,
+    /// Widened keys as `[head_dim][16]`, or values as `[KV_BLOCK][16]`.
+    pub(super) panel: Floats,
     pub(super) rows: Vec<RowState>,
     /// `(max, sum)` of all earlier chunks.
     totals: Vec<(f32, f32)>,
@@ -66,6 +99,8 @@ pub(super) struct Upcoming {
     /// The region and the byte in it to prefetch next.
     region: usize,
     at: usize,
+    /// Cache lines at a time.
+    pace: usize,
 }
 
 // SAFETY: the addresses are only prefetched, which reads nothing.
@@ -77,15 +112,16 @@ impl Upcoming {
         self.regions.clear();
     }
 
-    /// The number of cache lines.
-    pub(super) fn lines(&self) -> usize {
-        self.regions.iter().map(|region| region.1.div_ceil(64)).sum()
+    /// Spreads the regions over as many calls of [`Self::prefetch`].
+    pub(super) fn pace(&mut self, calls: usize) {
+        let lines: usize = self.regions.iter().map(|region| region.1.div_ceil(64)).sum();
+        self.pace = lines.div_ceil(calls.max(1));
     }
 
     /// Prefetches some more lines.
     #[inline(always)]
-    pub(super) fn prefetch<S: Simd>(&mut self, simd: S, lines: usize) {
-        for _ in 0..lines {
+    pub(super) fn prefetch<S: Simd>(&mut self, simd: S) {
+        for _ in 0..self.pace {
             let Some(&(start, len)) = self.regions.get(self.region) else { return };
             simd.prefetch_second(start.wrapping_add(self.at));
             self.at += 64;
@@ -163,15 +199,15 @@ pub(super) struct TileView {
 }
 
 impl Scratch {
-    pub(super) fn prepare(&mut self, item: &Item<'_>, widened: bool) {
+    pub(super) fn prepare(&mut self, item: &Item<'_>) {
         let padded = item.value_panels() * LANES;
-        grow(&mut self.q, item.rows * item.params.head_dim);
-        grow(&mut self.scores, item.rows * SCORE_STRIDE);
-        grow(&mut self.out, item.rows * padded);
-        grow(&mut self.total, item.rows * padded);
-        if widened {
-            grow(&mut self.keys, KV_BLOCK * item.params.head_dim);
-            grow(&mut self.values, KV_BLOCK * padded);
+        self.q.grow(item.rows * item.params.head_dim + Q_SLACK);
+        self.scores.grow(item.rows * SCORE_STRIDE);
+        self.out.grow(item.rows * padded);
+        self.total.grow(item.rows * padded);
+        self.panel.grow(item.params.head_dim.max(KV_BLOCK) * 2 * LANES);
+        if item.work.keys.is_empty() {
+            self.total[..item.rows * padded].fill(0.0);
         }
         self.rows.clear();
         self.rows.resize(item.rows, RowState::EMPTY);
@@ -222,37 +258,77 @@ impl Scratch {
     }
 
     /// Turns a tile's scores of a block into weights and takes them into the rows' sums.
+    ///
+    /// First all maxima, then all weights: rows wait for nothing but their own maximum, and the processor works on
+    /// several at once.
     #[inline(always)]
-    fn softmax<S: Simd>(&mut self, simd: S, item: &Item<'_>, tile: &Range<usize>, block: &Range<usize>) {
+    fn softmax<S: Simd>(&mut self, simd: S, item: &Item<'_>, tile: &TileView, block: &Range<usize>) {
+        let union = &tile.union;
+        if tile.common == *union && union.start.is_multiple_of(LANES) && union.end.is_multiple_of(LANES) {
+            self.softmax_rows::<S, true>(simd, item, &tile.rows, block);
+        } else {
+            self.softmax_rows::<S, false>(simd, item, &tile.rows, block);
+        }
+    }
+
+    /// [`Self::softmax`]. `WHOLE`: all lanes of all groups of keys that a row sees are visible to it.
+    #[inline(always)]
+    fn softmax_rows<S: Simd, const WHOLE: bool>(
+        &mut self,
+        simd: S,
+        item: &Item<'_>,
+        tile: &Range<usize>,
+        block: &Range<usize>,
+    ) {
         let scale = item.params.sm_scale * std::f32::consts::LOG2_E;
         for row in tile.clone() {
             let sees = self.row_view(row, block);
-            if sees.is_empty() {
-                continue;
+            if !sees.is_empty() {
+                let scores = &self.scores[row * SCORE_STRIDE..][..KV_BLOCK];
+                let max = row_max::<S, WHOLE>(simd, scores, &sees) * scale;
+                self.raise_max(item, tile, row, max);
             }
-            let scores = &mut self.scores[row * SCORE_STRIDE..][..KV_BLOCK];
-            let state = &mut self.rows[row];
-            let top = row_max(simd, scores, &sees) * scale;
-            if top > state.max + SLACK || state.max == f32::NEG_INFINITY {
-                if state.max != f32::NEG_INFINITY {
-                    let factor = softmax::exp2(state.max - top);
-                    state.sum.iter_mut().for_each(|sum| *sum *= factor);
-                    let panels = item.value_panels();
-                    let out = &mut self.out[tile.start * panels * LANES..][..tile.len() * panels * LANES];
-                    for panel in out.chunks_exact_mut(tile.len() * LANES) {
-                        let own = &mut panel[(row - tile.start) * LANES..][..LANES];
-                        own.iter_mut().for_each(|o| *o *= factor);
-                    }
-                }
-                state.max = top;
-            }
-            row_weights(simd, scores, &sees, scale, state);
         }
+        for row in tile.clone() {
+            let sees = self.row_view(row, block);
+            if !sees.is_empty() {
+                let scores = &mut self.scores[row * SCORE_STRIDE..][..KV_BLOCK];
+                row_weights::<S, WHOLE>(simd, scores, &sees, scale, &mut self.rows[row]);
+            }
+        }
+    }
+
+    /// Rescales a row's sums to a new maximum, if it is much larger than the old one.
+    #[inline(always)]
+    fn raise_max(&mut self, item: &Item<'_>, tile: &Range<usize>, row: usize, max: f32) {
+        let state = &mut self.rows[row];
+        if max <= state.max + SLACK && state.max != f32::NEG_INFINITY {
+            return;
+        }
+        if state.max != f32::NEG_INFINITY {
+            let factor = softmax::exp2(state.max - max);
+            state.sum.iter_mut().for_each(|sum| *sum *= factor);
+            let panels = item.value_panels();
+            let out = &mut self.out[tile.start * panels * LANES..][..tile.len() * panels * LANES];
+            for panel in out.chunks_exact_mut(tile.len() * LANES) {
+                let own = &mut panel[(row - tile.start) * LANES..][..LANES];
+                own.iter_mut().for_each(|o| *o *= factor);
+            }
+        }
+        state.max = max;
     }
 
     /// Takes the chunk's sums of all rows into the totals.
     #[inline(always)]
-    fn end_chunk<S: Simd>(&mut self, simd: S, item: &Item<'_>) {
+    fn end_chunk<S: Simd>(&mut self, simd: S, item: &Item<'_>, first: bool) {
+        if first {
+            std::mem::swap(&mut self.out, &mut self.total);
+            for (total, state) in self.totals.iter_mut().zip(&self.rows) {
+                // SAFETY: `sum` has sixteen elements.
+                *total = (state.max, simd.reduce_sum(unsafe { simd.load(state.sum.as_ptr()) }));
+            }
+            return;
+        }
         let panels = item.value_panels();
         for tile in item.tiles() {
             for row in tile.clone() {
@@ -265,13 +341,13 @@ impl Scratch {
                 if state.max == f32::NEG_INFINITY {
                     continue;
                 }
+                let (keep, take) = (softmax::exp2(before - *max), softmax::exp2(state.max - *max));
                 for panel in 0..panels {
                     let at = tile.start * panels * LANES + (panel * tile.len() + row - tile.start) * LANES;
                     let (own, new) = (&mut self.total[at..][..LANES], &self.out[at..][..LANES]);
                     if before == f32::NEG_INFINITY {
                         own.copy_from_slice(new);
                     } else {
-                        let (keep, take) = (softmax::exp2(before - *max), softmax::exp2(state.max - *max));
                         own.iter_mut().zip(new).for_each(|(o, x)| *o = *o * keep + x * take);
                     }
                 }
@@ -307,8 +383,11 @@ impl Kernel for SoftmaxBlock<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        for tile in self.item.tiles() {
-            self.scratch.softmax(simd, self.item, &tile, self.block);
+        for index in 0..self.scratch.tiles.len() {
+            let tile = self.scratch.tiles[index].clone();
+            if !tile.union.is_empty() {
+                self.scratch.softmax(simd, self.item, &tile, self.block);
+            }
         }
     }
 }
@@ -316,6 +395,8 @@ impl Kernel for SoftmaxBlock<'_> {
 /// Takes the chunk's sums of all rows into the totals.
 pub(super) struct EndChunk<'a> {
     pub item: &'a Item<'a>,
+    /// Whether it is the item's first chunk.
+    pub first: bool,
     pub scratch: &'a mut Scratch,
 }
 
@@ -324,54 +405,59 @@ impl Kernel for EndChunk<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        self.scratch.end_chunk(simd, self.item);
+        self.scratch.end_chunk(simd, self.item, self.first);
     }
 }
 
 /// The largest of the visible scores; NaNs are passed over.
 #[inline(always)]
-fn row_max<S: Simd>(simd: S, scores: &[f32], sees: &Range<usize>) -> f32 {
+fn row_max<S: Simd, const WHOLE: bool>(simd: S, scores: &[f32], sees: &Range<usize>) -> f32 {
     let mut max = simd.splat(f32::NEG_INFINITY);
-    for group in sees.start / LANES..sees.end.div_ceil(LANES) {
-        let at = group * LANES;
-        // SAFETY: `sees` lies inside the block, and `scores` holds all of the block's lanes.
-        let mut v = unsafe { simd.load(scores[at..at + LANES].as_ptr()) };
-        if sees.start > at || sees.end < at + LANES {
+    let groups = sees.start / LANES..sees.end.div_ceil(LANES);
+    let mut at = groups.start * LANES;
+    for lanes in &scores.as_chunks::<LANES>().0[groups] {
+        // SAFETY: `lanes` has sixteen elements.
+        let mut v = unsafe { simd.load(lanes.as_ptr()) };
+        if !WHOLE && (sees.start > at || sees.end < at + LANES) {
             v = simd.keep_range(v, sees.start.saturating_sub(at), sees.end - at, f32::NEG_INFINITY);
         }
         max = simd.max(v, max);
+        at += LANES;
     }
     simd.reduce_max(max)
 }
 
 /// Replaces the visible scores by weights and adds them to the row's sum; other lanes of their groups become 0.
 #[inline(always)]
-fn row_weights<S: Simd>(simd: S, scores: &mut [f32], sees: &Range<usize>, scale: f32, state: &mut RowState) {
+fn row_weights<S: Simd, const WHOLE: bool>(
+    simd: S,
+    scores: &mut [f32],
+    sees: &Range<usize>,
+    scale: f32,
+    state: &mut RowState,
+) {
     // SAFETY: `sum` has sixteen elements.
     let mut sum = unsafe { simd.load(state.sum.as_ptr()) };
     let (factor, shift) = (simd.splat(scale), simd.splat(-state.max));
-    let nothing = state.max == f32::NEG_INFINITY;
-    for group in sees.start / LANES..sees.end.div_ceil(LANES) {
-        let at = group * LANES;
-        let lanes = &mut scores[at..at + LANES];
+    let groups = sees.start / LANES..sees.end.div_ceil(LANES);
+    let lanes = &mut scores.as_chunks_mut::<LANES>().0[groups.clone()];
+    if state.max == f32::NEG_INFINITY {
+        lanes.fill([0.0; LANES]);
+        return;
+    }
+    let mut at = groups.start * LANES;
+    for lanes in lanes {
         // SAFETY: `lanes` has sixteen elements.
         let mut v = unsafe { simd.load(lanes.as_ptr()) };
         v = simd.exp2(simd.fma(v, factor, shift));
-        if nothing {
-            v = simd.splat(0.0);
-        } else if sees.start > at || sees.end < at + LANES {
+        if !WHOLE && (sees.start > at || sees.end < at + LANES) {
             v = simd.keep_range(v, sees.start.saturating_sub(at), sees.end - at, 0.0);
         }
         // SAFETY: as above.
         unsafe { simd.store(lanes.as_mut_ptr(), v) };
         sum = simd.add(sum, v);
+        at += LANES;
     }
     // SAFETY: as above.
     unsafe { simd.store(state.sum.as_mut_ptr(), sum) };
-}
-
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
 }

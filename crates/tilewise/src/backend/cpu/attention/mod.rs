@@ -7,15 +7,15 @@ mod output;
 mod prefill;
 mod scalar;
 mod source;
+mod weigh;
 
 pub(super) use append::append_kv;
 pub(super) use fold::Scratch;
 
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use self::fold::{EndChunk, Item};
-use self::output::Output;
+use self::fold::{EndChunk, Item, Q_SLACK};
+use self::output::{Merge, Output, Store};
 use self::source::{KvSource, Paged, Stored, Tokens};
 use super::buffer::{elements, host};
 use super::simd::{Element, Kernel, LANES, Level, Simd};
@@ -57,14 +57,11 @@ enum Path {
     Reference,
 }
 
-/// Rows of a prefill work item: the second cache holds a block's widened keys and values, and per row the query,
-/// the sums and the scores.
+/// Rows of a prefill work item: its rows' queries, sums and scores should stay in the second cache.
 pub(super) fn tile_rows(head_dim: usize) -> usize {
-    match head_dim {
-        0..=128 => 126,
-        129..=256 => 66,
-        _ => 36,
-    }
+    const SECOND_CACHE: usize = 384 << 10;
+    let row = 4 * (2 * head_dim + fold::SCORE_STRIDE);
+    SECOND_CACHE / row / 12 * 12
 }
 
 /// Where the work of one launch runs.
@@ -140,7 +137,9 @@ impl Launch<'_> {
             let source = source(work);
             self.level.run(RunItem { plan, work, queries: &queries, source, output, scratch: &mut scratch });
         });
-        self.pool.run(plan.merges.len(), &|_, index| output.merge(plan, &plan.merges[index]));
+        self.pool.run(plan.merges.len(), &|_, index| {
+            self.level.run(Merge { output, plan, merge: &plan.merges[index] });
+        });
         Ok(())
     }
 }
@@ -235,31 +234,50 @@ impl<'a> Queries<'a> {
         let start = self.view.start(item.work.sequence, first);
         let head_dim = item.params.head_dim;
         for tile in item.tiles() {
-            let rows = tile.len();
-            let to = &mut to[tile.start * head_dim..tile.end * head_dim];
-            for (r, row) in tile.enumerate() {
+            let to = to[tile.start * head_dim..tile.end * head_dim + Q_SLACK].as_mut_ptr();
+            let row = |row: usize| {
                 let (query, head) = item.query_and_head(row);
                 let at = start + query * self.view.token_stride + head * self.view.head_stride;
+                at..at + head_dim
+            };
+            // SAFETY: `to` is checked above. Tiles come in order, so what spills into the next one is overwritten.
+            unsafe {
                 match self.elements {
-                    QueryElements::F32(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
-                    QueryElements::F16(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
-                    QueryElements::Bf16(q) => spread(simd, &q[at..at + head_dim], &mut to[r..], rows),
+                    QueryElements::F32(q) => pack_tile(simd, tile.map(|r| &q[row(r)]), to),
+                    QueryElements::F16(q) => pack_tile(simd, tile.map(|r| &q[row(r)]), to),
+                    QueryElements::Bf16(q) => pack_tile(simd, tile.map(|r| &q[row(r)]), to),
                 }
             }
         }
     }
 }
 
-/// Widens a vector to every `stride`-th element.
+/// Widens the rows of a tile and stores them as columns `[head_dim][rows]`.
+///
+/// # Safety
+/// `to` must have room for [`Q_SLACK`] elements more.
 #[inline(always)]
-fn spread<S: Simd, E: Element + bytemuck::Zeroable>(simd: S, from: &[E], to: &mut [f32], stride: usize) {
-    let mut lanes = [0.0f32; LANES];
-    for (group, from) in from.chunks(LANES).enumerate() {
-        // SAFETY: `from` has that many elements, `lanes` sixteen.
-        unsafe { simd.store(lanes.as_mut_ptr(), load_some(simd, from.as_ptr(), from.len())) };
-        for (lane, x) in lanes.iter().take(from.len()).enumerate() {
-            to[(group * LANES + lane) * stride] = *x;
+unsafe fn pack_tile<'a, S: Simd, E: Element + bytemuck::Zeroable>(
+    simd: S,
+    rows: impl ExactSizeIterator<Item = &'a [E]>,
+    to: *mut f32,
+) {
+    let count = rows.len();
+    let mut starts = [std::ptr::null(); 8];
+    let mut head_dim = 0;
+    for (start, row) in starts.iter_mut().zip(rows) {
+        (*start, head_dim) = (row.as_ptr(), row.len());
+    }
+    for d in (0..head_dim).step_by(LANES) {
+        let mut vectors = [simd.splat(0.0); 8];
+        for r in 0..8 {
+            if r < count {
+                // SAFETY: the row has as many elements from `d` on.
+                vectors[r] = unsafe { load_some(simd, starts[r].add(d), head_dim - d) };
+            }
         }
+        // SAFETY: lanes beyond the rows, and columns beyond `head_dim`, go to the next column's place or the slack.
+        unsafe { simd.store_columns(&vectors, to.add(d * count), count) };
     }
 }
 
@@ -282,32 +300,27 @@ impl<K: KvSource> Kernel for RunItem<'_, K> {
         let lens = (plan.layout.num_queries(work.sequence), plan.layout.num_keys(work.sequence));
         let item = Item::new(&plan.params, work, lens, S::MAX_ROWS);
         let path = [Path::Prefill, Path::Decode, Path::Reference][work.kernel];
-        scratch.prepare(&item, path != Path::Decode || !paged(&source, work));
+        scratch.prepare(&item);
         queries.pack(simd, plan, &item, &mut scratch.q);
         if path == Path::Reference {
             // SAFETY: the source is of the item's sequence.
             unsafe {
                 scalar::attend(simd, &item, source, scratch, |row, state| {
-                    output.store_state(plan, &item, row, state);
+                    output.store_state(simd, plan, &item, row, &state);
                 });
             };
             return;
         }
+        let mut first = true;
         for chunk in item.chunks() {
-            let chunk: Range<usize> = chunk;
             scratch.start_chunk(&item);
             match path {
                 Path::Prefill => prefill::fold_chunk(simd, &item, source, chunk, scratch),
                 _ => decode::fold_chunk(simd, &item, source, chunk, scratch),
             }
-            simd.vectorize(EndChunk { item: &item, scratch });
+            simd.vectorize(EndChunk { item: &item, first, scratch });
+            first = false;
         }
-        output.store(plan, &item, scratch);
+        simd.vectorize(Store { output, plan, item: &item, scratch });
     }
-}
-
-/// Whether keys are stored in panels, so that decode widens nothing into memory.
-fn paged<K: KvSource>(source: &K, work: &WorkItem) -> bool {
-    // SAFETY: the group is looked at only if the item has keys, and then contains one of them.
-    work.keys.is_empty() || unsafe { source.key_panel(work.keys.start / LANES) }.is_some()
 }

@@ -1,7 +1,7 @@
 //! Where finished rows go.
 
 use super::super::buffer::{SharedMut, elements_mut, f32s_mut};
-use super::super::simd::LANES;
+use super::super::simd::{Kernel, LANES, Narrow, Simd};
 use super::fold::{Item, Scratch};
 use crate::plan::MergeItem;
 use crate::softmax::{lse, merge_row};
@@ -73,85 +73,64 @@ impl<'a> Output<'a> {
     }
 
     /// Writes the item's rows, or their states if the item has only some of their keys.
-    pub(super) fn store(&self, plan: &AttentionPlan, item: &Item<'_>, scratch: &Scratch) {
-        let dim = item.params.value_dim;
-        let mut values = [0.0f32; 512 + LANES];
+    #[inline(always)]
+    fn store<S: Simd>(&self, simd: S, plan: &AttentionPlan, item: &Item<'_>, scratch: &Scratch) {
         for tile in item.tiles() {
             for row in tile.clone() {
                 let (max, sum, panels) = scratch.finished(item, &tile, row);
-                for (to, panel) in values.chunks_exact_mut(LANES).zip(panels) {
-                    to.copy_from_slice(panel);
-                }
-                match item.work.partial {
-                    None => {
-                        let (query, head) = item.query_and_head(row);
-                        self.finish((plan, item.work.sequence, query, head), max, sum, &mut values[..dim]);
+                if let Some(at) = item.work.partial {
+                    let dim = item.params.value_dim;
+                    // SAFETY: the plan gives every item its own part of the workspace.
+                    let state = unsafe { self.workspace.get(at + row * (dim + 2), dim + 2) };
+                    state[0] = max;
+                    state[1] = sum;
+                    for (to, panel) in state[2..].chunks_mut(LANES).zip(panels) {
+                        to.copy_from_slice(&panel[..to.len()]);
                     }
-                    Some(at) => {
-                        // SAFETY: the plan gives every item its own part of the workspace.
-                        let state = unsafe { self.workspace.get(at + row * (dim + 2), dim + 2) };
-                        state[0] = max;
-                        state[1] = sum;
-                        state[2..].copy_from_slice(&values[..dim]);
-                    }
+                } else {
+                    let (query, head) = item.query_and_head(row);
+                    self.finish(simd, (plan, item.work.sequence, query, head), (max, sum), panels);
                 }
             }
         }
     }
 
     /// Writes one row from its state.
-    pub(super) fn store_state(
+    #[inline(always)]
+    pub(super) fn store_state<S: Simd>(
         &self,
+        simd: S,
         plan: &AttentionPlan,
         item: &Item<'_>,
         row: usize,
-        mut state: SoftmaxState,
+        state: &SoftmaxState,
     ) {
         let (query, head) = item.query_and_head(row);
-        self.finish((plan, item.work.sequence, query, head), state.max, state.sum, &mut state.out);
+        let place = (plan, item.work.sequence, query, head);
+        self.finish(simd, place, (state.max, state.sum), state.out.chunks(LANES));
     }
 
-    /// Merges the states of all rows of a head in the order of their chunks, and writes the rows.
-    pub(super) fn merge(&self, plan: &AttentionPlan, merge: &MergeItem) {
-        let dim = plan.params.value_dim;
-        let group = plan.params.group_size();
-        let rows = plan.layout.num_queries(merge.sequence) * group;
-        for row in 0..rows {
-            let at = |chunk: usize| merge.first_partial + (chunk * rows + row) * (dim + 2);
-            // SAFETY: all items are done, and no other merge has these rows.
-            let own = unsafe { self.workspace.get(at(0), dim + 2) };
-            let (scalars, out) = own.split_at_mut(2);
-            let (max, sum) = scalars.split_at_mut(1);
-            for chunk in 1..merge.chunks {
-                // SAFETY: as above; another chunk's part.
-                let other = unsafe { self.workspace.get(at(chunk), dim + 2) };
-                merge_row((&mut max[0], &mut sum[0], out), (other[0], other[1], &other[2..]));
-            }
-            let place = (plan, merge.sequence, row / group, merge.kv_head * group + row % group);
-            self.finish(place, max[0], sum[0], out);
-        }
-    }
-
-    /// Normalises a row and writes it and its lse.
-    fn finish(
+    /// Normalises a row, given by panels, and writes it and its lse.
+    #[inline(always)]
+    fn finish<'p, S: Simd>(
         &self,
+        simd: S,
         (plan, sequence, query, head): (&AttentionPlan, usize, usize, usize),
-        max: f32,
-        sum: f32,
-        values: &mut [f32],
+        (max, sum): (f32, f32),
+        panels: impl Iterator<Item = &'p [f32]>,
     ) {
         let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-        values.iter_mut().for_each(|x| *x *= scale);
         let first = plan.layout.qo_indptr()[sequence] as usize;
         let start = self.batch_stride.map_or(first * self.token_stride, |stride| sequence * stride);
         let index = start + query * self.token_stride + head * self.head_stride;
-        let (at, len) = (index * values.len(), values.len());
+        let len = plan.params.value_dim;
+        let at = index * len;
         // SAFETY: every query and head is one row of one item or merge, so no two threads write the same row.
         unsafe {
             match &self.out {
-                Elements::F32(out) => out.get(at, len).copy_from_slice(values),
-                Elements::F16(out) => narrow(values, out.get(at, len), half::f16::from_f32),
-                Elements::Bf16(out) => narrow(values, out.get(at, len), half::bf16::from_f32),
+                Elements::F32(out) => write(simd, panels, scale, out.get(at, len)),
+                Elements::F16(out) => write(simd, panels, scale, out.get(at, len)),
+                Elements::Bf16(out) => write(simd, panels, scale, out.get(at, len)),
             }
             if let Some(lses) = &self.lse {
                 lses.get(index, 1)[0] = lse(max, sum);
@@ -160,8 +139,77 @@ impl<'a> Output<'a> {
     }
 }
 
-fn narrow<T>(values: &[f32], out: &mut [T], convert: fn(f32) -> T) {
-    for (o, x) in out.iter_mut().zip(values) {
-        *o = convert(*x);
+/// Writes an item's rows, or their states if the item has only some of their keys.
+pub(super) struct Store<'a> {
+    pub output: &'a Output<'a>,
+    pub plan: &'a AttentionPlan,
+    pub item: &'a Item<'a>,
+    pub scratch: &'a Scratch,
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.output.store(simd, self.plan, self.item, self.scratch);
+    }
+}
+
+/// Merges the states of all rows of a head in the order of their chunks, and writes the rows.
+pub(super) struct Merge<'a> {
+    pub output: &'a Output<'a>,
+    pub plan: &'a AttentionPlan,
+    pub merge: &'a MergeItem,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { output, plan, merge } = self;
+        let dim = plan.params.value_dim;
+        let group = plan.params.group_size();
+        let rows = plan.layout.num_queries(merge.sequence) * group;
+        for row in 0..rows {
+            let at = |chunk: usize| merge.first_partial + (chunk * rows + row) * (dim + 2);
+            // SAFETY: all items are done, and no other merge has these rows.
+            let own = unsafe { output.workspace.get(at(0), dim + 2) };
+            let (scalars, out) = own.split_at_mut(2);
+            let (max, sum) = scalars.split_at_mut(1);
+            for chunk in 1..merge.chunks {
+                // SAFETY: as above; another chunk's part.
+                let other = unsafe { output.workspace.get(at(chunk), dim + 2) };
+                merge_row((&mut max[0], &mut sum[0], out), (other[0], other[1], &other[2..]));
+            }
+            let place = (plan, merge.sequence, row / group, merge.kv_head * group + row % group);
+            output.finish(simd, place, (max[0], sum[0]), out.chunks(LANES));
+        }
+    }
+}
+
+/// Writes a row, given by panels, times `scale`.
+#[inline(always)]
+fn write<'p, S: Simd, T: Narrow>(
+    simd: S,
+    panels: impl Iterator<Item = &'p [f32]>,
+    scale: f32,
+    out: &mut [T],
+) {
+    let scale = simd.splat(scale);
+    for (to, panel) in out.chunks_mut(LANES).zip(panels) {
+        // SAFETY: both branches pass sixteen elements.
+        unsafe {
+            if to.len() == LANES && panel.len() == LANES {
+                T::store(simd, simd.mul(simd.load(panel.as_ptr()), scale), to.as_mut_ptr());
+            } else {
+                let mut lanes = [0.0; LANES];
+                lanes[..to.len()].copy_from_slice(&panel[..to.len()]);
+                let mut narrow = [T::zeroed(); LANES];
+                T::store(simd, simd.mul(simd.load(lanes.as_ptr()), scale), narrow.as_mut_ptr());
+                to.copy_from_slice(&narrow[..to.len()]);
+            }
+        }
     }
 }

@@ -23,14 +23,14 @@ pub(super) unsafe fn attend<S: Simd, K: KvSource>(
     let mut v = vec![0.0f32; keys * value_dim];
     for group in 0..keys.div_ceil(LANES) {
         let tokens = (keys - group * LANES).min(LANES);
-        // SAFETY: the group starts below `keys`; `scratch.keys` holds a panel, and every row `value_dim` elements.
+        // SAFETY: the group starts below `keys`; `scratch.panel` holds a panel, and every row `value_dim` elements.
         unsafe {
-            source.widen_keys(simd, group, tokens, head_dim, scratch.keys.as_mut_ptr());
+            source.widen_keys(simd, group, tokens, head_dim, scratch.panel.as_mut_ptr());
             let (rows, stride) = source.value_rows(group);
             for token in 0..tokens {
                 let at = group * LANES + token;
                 for (d, key) in k[at * head_dim..][..head_dim].iter_mut().enumerate() {
-                    *key = scratch.keys[d * LANES + token];
+                    *key = scratch.panel[d * LANES + token];
                 }
                 let mut lanes = [0.0f32; LANES];
                 for (panel, to) in v[at * value_dim..][..value_dim].chunks_mut(LANES).enumerate() {

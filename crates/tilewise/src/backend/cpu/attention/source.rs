@@ -19,15 +19,11 @@ pub(super) trait KvSource: Copy + Send + Sync {
     /// Whether value rows are padded to sixteen elements.
     fn padded_values(&self) -> bool;
 
-    /// Names the memory of a group's first `tokens` keys and values.
-    unsafe fn memory(
-        &self,
-        group: usize,
-        tokens: usize,
-        head_dim: usize,
-        value_dim: usize,
-        to: &mut Vec<Region>,
-    );
+    /// Names the memory of a group's first `tokens` keys.
+    unsafe fn key_memory(&self, group: usize, tokens: usize, head_dim: usize, to: &mut Vec<Region>);
+
+    /// Names the memory of a group's first `tokens` values.
+    unsafe fn value_memory(&self, group: usize, tokens: usize, value_dim: usize, to: &mut Vec<Region>);
 
     /// Widens the first `tokens` keys of a group to `[head_dim][16]`; other lanes are unspecified.
     unsafe fn widen_keys<S: Simd>(&self, simd: S, group: usize, tokens: usize, head_dim: usize, to: *mut f32);
@@ -93,15 +89,18 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn memory(&self, group: usize, tokens: usize, head_dim: usize, _: usize, to: &mut Vec<Region>) {
+    unsafe fn key_memory(&self, group: usize, _: usize, head_dim: usize, to: &mut Vec<Region>) {
         // SAFETY: the caller says that the group exists.
-        unsafe {
-            if let Some(panel) = self.key_panel(group) {
-                push(to, (panel.cast(), head_dim * LANES * size_of::<E>()));
-            }
-            let (rows, stride) = self.value_rows(group);
-            push(to, (rows.cast(), tokens * stride * size_of::<E>()));
+        if let Some(panel) = unsafe { self.key_panel(group) } {
+            push(to, (panel.cast(), head_dim * LANES * size_of::<E>()));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn value_memory(&self, group: usize, tokens: usize, _: usize, to: &mut Vec<Region>) {
+        // SAFETY: the caller says that the group exists.
+        let (rows, stride) = unsafe { self.value_rows(group) };
+        push(to, (rows.cast(), tokens * stride * size_of::<E>()));
     }
 
     #[inline(always)]
@@ -153,20 +152,16 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
     }
 
     #[inline(always)]
-    unsafe fn memory(
-        &self,
-        group: usize,
-        tokens: usize,
-        head_dim: usize,
-        value_dim: usize,
-        to: &mut Vec<Region>,
-    ) {
-        let tokens = group * LANES..group * LANES + tokens;
-        for token in tokens.clone() {
+    unsafe fn key_memory(&self, group: usize, tokens: usize, head_dim: usize, to: &mut Vec<Region>) {
+        for token in group * LANES..group * LANES + tokens {
             let key = self.keys.wrapping_add(token * self.key_stride);
             push(to, (key.cast(), head_dim * size_of::<E>()));
         }
-        for token in tokens {
+    }
+
+    #[inline(always)]
+    unsafe fn value_memory(&self, group: usize, tokens: usize, value_dim: usize, to: &mut Vec<Region>) {
+        for token in group * LANES..group * LANES + tokens {
             let value = self.values.wrapping_add(token * self.value_stride);
             push(to, (value.cast(), value_dim * size_of::<E>()));
         }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, PairedBf16, Simd};
+use super::{Kernel, PairedBf16, Simd};
 
 /// Proof that AVX2, FMA and F16C are there.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +95,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: Self::V) {
+        let low = proven!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+        let high = proven!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]));
+        // SAFETY: the caller vouches for sixteen writable elements.
+        unsafe {
+            _mm_storeu_si128(p.cast(), low);
+            _mm_storeu_si128(p.add(8).cast(), high);
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         proven!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
     }
@@ -183,18 +194,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn store_transposed(self, rows: &[Self::V; LANES], p: *mut f32, stride: usize) {
+    unsafe fn store_columns(self, rows: &[Self::V; 8], p: *mut f32, stride: usize) {
         for half in 0..2 {
-            for eight in 0..2 {
-                let mut block = [rows[8 * eight][half]; 8];
-                for i in 1..8 {
-                    block[i] = rows[8 * eight + i][half];
-                }
-                let columns = proven!(transpose_8x8(block));
-                for j in 0..8 {
-                    // SAFETY: the caller vouches for sixteen rows of sixteen elements at `stride`.
-                    unsafe { _mm256_storeu_ps(p.add((8 * half + j) * stride + 8 * eight), columns[j]) };
-                }
+            let mut block = [rows[0][half]; 8];
+            for i in 1..8 {
+                block[i] = rows[i][half];
+            }
+            let columns = proven!(transpose_8x8(block));
+            for j in 0..8 {
+                // SAFETY: the caller vouches for eight elements at sixteen multiples of `stride`.
+                unsafe { _mm256_storeu_ps(p.add((8 * half + j) * stride), columns[j]) };
             }
         }
     }
@@ -202,7 +211,7 @@ impl Simd for Avx2 {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose_8x8(r: [__m256; 8]) -> [__m256; 8] {
+pub(super) fn transpose_8x8(r: [__m256; 8]) -> [__m256; 8] {
     let mut pairs = r;
     for i in 0..4 {
         pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2::transpose_8x8;
 use super::{Kernel, PairedBf16, Simd};
 
 /// Proof that AVX-512F, AVX-512DQ, AVX2, FMA and F16C are there.
@@ -83,6 +84,28 @@ impl Simd for Avx512 {
             let odd = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
             _mm512_castsi512_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(even), odd))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_columns(self, rows: &[Self::V; 8], p: *mut f32, stride: usize) {
+        let (mut low, mut high) =
+            ([proven!(_mm512_castps512_ps256(rows[0])); 8], [proven!(_mm256_setzero_ps()); 8]);
+        for i in 0..8 {
+            low[i] = proven!(_mm512_castps512_ps256(rows[i]));
+            high[i] = proven!(_mm512_extractf32x8_ps::<1>(rows[i]));
+        }
+        let columns = [proven!(transpose_8x8(low)), proven!(transpose_8x8(high))];
+        for j in 0..16 {
+            // SAFETY: the caller vouches for eight elements at sixteen multiples of `stride`.
+            unsafe { _mm256_storeu_ps(p.add(j * stride), columns[j / 8][j % 8]) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: Self::V) {
+        let narrow = proven!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        // SAFETY: the caller vouches for sixteen writable elements.
+        unsafe { _mm256_storeu_si256(p.cast(), narrow) };
     }
 
     #[inline(always)]

@@ -64,6 +64,40 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// See the trait.
     unsafe fn load_paired_bf16(self, p: *const PairedBf16) -> Self::V;
 
+    /// Rounds to f16, to nearest even, and stores.
+    /// # Safety
+    /// See the trait.
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: Self::V) {
+        let mut lanes = [0.0f32; LANES];
+        let mut narrow = [half::f16::ZERO; LANES];
+        // SAFETY: `lanes` has sixteen elements; the caller vouches for `p`.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), v);
+            for i in 0..LANES {
+                narrow[i] = half::f16::from_f32(lanes[i]);
+            }
+            p.cast::<[half::f16; LANES]>().write_unaligned(narrow);
+        }
+    }
+
+    /// Rounds to bf16, to nearest even, and stores.
+    /// # Safety
+    /// See the trait.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: Self::V) {
+        let mut lanes = [0.0f32; LANES];
+        let mut narrow = [half::bf16::ZERO; LANES];
+        // SAFETY: `lanes` has sixteen elements; the caller vouches for `p`.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), v);
+            for i in 0..LANES {
+                narrow[i] = half::bf16::from_f32(lanes[i]);
+            }
+            p.cast::<[half::bf16; LANES]>().write_unaligned(narrow);
+        }
+    }
+
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -85,20 +119,37 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for a cache line in the second cache. Any address is allowed.
     fn prefetch_second(self, p: *const u8);
 
-    /// Stores sixteen vectors as columns: lane `j` of `rows[i]` goes to `p[j * stride + i]`.
+    /// Stores eight vectors as columns: lane `j` of `rows[i]` goes to `p[j * stride + i]`.
+    ///
+    /// Where the eight elements of column `j` and those of column `j + 1` overlap, the latter stay.
     /// # Safety
-    /// `p` must be valid for writes of sixteen elements at each of sixteen multiples of `stride`.
+    /// `p` must be valid for writes of eight elements at each of sixteen multiples of `stride`.
     #[inline(always)]
-    unsafe fn store_transposed(self, rows: &[Self::V; LANES], p: *mut f32, stride: usize) {
-        let mut lanes = [0.0f32; LANES];
-        for (i, &row) in rows.iter().enumerate() {
-            // SAFETY: `lanes` has sixteen elements; the caller vouches for `p`.
-            unsafe {
-                self.store(lanes.as_mut_ptr(), row);
-                for (j, lane) in lanes.iter().enumerate() {
-                    *p.add(j * stride + i) = *lane;
+    unsafe fn store_columns(self, rows: &[Self::V; 8], p: *mut f32, stride: usize) {
+        let mut lanes = [[0.0f32; LANES]; 8];
+        // SAFETY: every row of `lanes` has sixteen elements; the caller vouches for `p`.
+        unsafe {
+            for i in 0..8 {
+                self.store(lanes[i].as_mut_ptr(), rows[i]);
+            }
+            for j in 0..LANES {
+                for i in 0..8 {
+                    *p.add(j * stride + i) = lanes[i][j];
                 }
             }
+        }
+    }
+
+    /// Stores sixteen vectors as columns: lane `j` of `rows[i]` goes to `p[j * stride + i]`.
+    /// # Safety
+    /// `p` must be valid for writes of sixteen elements at each of sixteen multiples of `stride`, at least 16.
+    #[inline(always)]
+    unsafe fn store_transposed(self, rows: &[Self::V; LANES], p: *mut f32, stride: usize) {
+        let mut half = [rows[0]; 8];
+        for start in [0, 8] {
+            half.copy_from_slice(&rows[start..start + 8]);
+            // SAFETY: as the caller says.
+            unsafe { self.store_columns(&half, p.add(start), stride) };
         }
     }
 
@@ -125,6 +176,37 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` must be valid for reads of sixteen elements.
     unsafe fn load<S: Simd>(simd: S, p: *const Self) -> S::V;
+}
+
+/// An element type that f32 are rounded to as they are stored.
+pub(crate) trait Narrow: Copy + bytemuck::Zeroable {
+    /// # Safety
+    /// `p` must be valid for writes of sixteen elements.
+    unsafe fn store<S: Simd>(simd: S, v: S::V, p: *mut Self);
+}
+
+impl Narrow for f32 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, v: S::V, p: *mut Self) {
+        // SAFETY: as the trait's.
+        unsafe { simd.store(p, v) }
+    }
+}
+
+impl Narrow for half::f16 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, v: S::V, p: *mut Self) {
+        // SAFETY: as the trait's.
+        unsafe { simd.store_f16(p, v) }
+    }
+}
+
+impl Narrow for half::bf16 {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, v: S::V, p: *mut Self) {
+        // SAFETY: as the trait's.
+        unsafe { simd.store_bf16(p, v) }
+    }
 }
 
 /// bf16 in groups of sixteen, lane `i` beside lane `i + 8`.

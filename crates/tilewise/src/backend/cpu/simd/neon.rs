@@ -77,6 +77,15 @@ fn keep(v: float32x4_t, first: u32, start: usize, end: usize, fill: f32) -> floa
     }
 }
 
+#[inline(always)]
+fn transpose_4x4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    proven! {
+        let (a, b) = (vzip1q_f32(r[0], r[2]), vzip2q_f32(r[0], r[2]));
+        let (c, d) = (vzip1q_f32(r[1], r[3]), vzip2q_f32(r[1], r[3]));
+        [vzip1q_f32(a, c), vzip2q_f32(a, c), vzip1q_f32(b, d), vzip2q_f32(b, d)]
+    }
+}
+
 impl Simd for Neon {
     type V = [float32x4_t; 4];
 
@@ -113,6 +122,24 @@ impl Simd for Neon {
             vst1q_f32(p.add(4), v[1]);
             vst1q_f32(p.add(8), v[2]);
             vst1q_f32(p.add(12), v[3]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_columns(self, rows: &[Self::V; 8], p: *mut f32, stride: usize) {
+        for quarter in 0..4 {
+            let left =
+                transpose_4x4([rows[0][quarter], rows[1][quarter], rows[2][quarter], rows[3][quarter]]);
+            let right =
+                transpose_4x4([rows[4][quarter], rows[5][quarter], rows[6][quarter], rows[7][quarter]]);
+            for j in 0..4 {
+                // SAFETY: the caller vouches for eight elements at sixteen multiples of `stride`.
+                unsafe {
+                    let column = p.add((4 * quarter + j) * stride);
+                    vst1q_f32(column, left[j]);
+                    vst1q_f32(column.add(4), right[j]);
+                }
+            }
         }
     }
 

@@ -41,12 +41,27 @@ impl Kernel for Probe {
             unsafe { s.store(out.as_mut_ptr(), v) };
             bits.extend(out.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
         }
+        let narrowed = s.mul(va, s.splat(1.001));
+        let (mut halves, mut brains) = ([half::f16::ZERO; LANES], [half::bf16::ZERO; LANES]);
+        // SAFETY: both arrays have sixteen elements.
+        unsafe {
+            s.store_f16(halves.as_mut_ptr(), narrowed);
+            s.store_bf16(brains.as_mut_ptr(), narrowed);
+        }
+        bits.extend(halves.map(|x| u32::from(x.to_bits())));
+        bits.extend(brains.map(|x| u32::from(x.to_bits())));
         bits.extend([s.reduce_max(va), s.reduce_sum(s.mul(va, vb))].map(f32::to_bits));
         let mut square = [0.0f32; LANES * LANES];
         let rows: [S::V; LANES] = std::array::from_fn(|i| s.mul(va, s.splat(i as f32)));
         // SAFETY: `square` holds sixteen rows of sixteen.
         unsafe { s.store_transposed(&rows, square.as_mut_ptr(), LANES) };
         bits.extend(square.map(f32::to_bits));
+        let mut columns = [0.0f32; 6 * LANES + 2];
+        let mut eight = [s.splat(9.0); 8];
+        eight[..6].copy_from_slice(&rows[1..7]);
+        // SAFETY: sixteen columns of eight elements, six apart.
+        unsafe { s.store_columns(&eight, columns.as_mut_ptr(), 6) };
+        bits.extend(columns.map(f32::to_bits));
         bits
     }
 }
