@@ -13,21 +13,27 @@ pub const KV_CHUNK: usize = 1024;
 /// Inside a chunk, the running maximum is looked at once per block of this many keys at absolute positions.
 pub const KV_BLOCK: usize = 128;
 
-/// Some queries of one KV head of one sequence, with the keys of some chunks.
+/// Under [`Split::Keys`], neighbouring KV heads share an item as long as the launch keeps this many items: their
+/// pages lie beside each other, and long contiguous reads are faster.
+const SPLIT_ITEMS: usize = 32;
+
+/// Some queries of some KV heads of one sequence, with the keys of some chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkItem {
     /// Index in the device's table of kernels.
     pub kernel: usize,
     /// The sequence.
     pub sequence: usize,
-    /// The KV head; all query heads that read it are computed together.
-    pub kv_head: usize,
+    /// The KV heads; all query heads that read one are computed together.
+    pub kv_heads: Range<usize>,
     /// Queries, counted within the sequence.
     pub queries: Range<usize>,
     /// Keys that at least one of the queries sees, clipped to the item's chunk if it is one of several.
     pub keys: Range<usize>,
-    /// Where in the workspace the partial states go, in elements; `None` if the item finishes its rows.
+    /// Where in the workspace the first head's partial states go, in elements; `None` if the item finishes its rows.
     pub partial: Option<usize>,
+    /// Elements between the partial states of two heads.
+    pub partial_stride: usize,
 }
 
 /// Partial states of all rows of one KV head of one sequence, to be merged in order.
@@ -82,7 +88,8 @@ pub fn partition(
         merges: Vec::new(),
         workspace: 0,
     };
-    let mut most = 0;
+    let mut choices = Vec::with_capacity(layout.num_sequences());
+    let (mut most, mut split_units) = (0, 0);
     for sequence in 0..layout.num_sequences() {
         let regime =
             Regime { num_queries: layout.num_queries(sequence), num_keys: layout.num_keys(sequence) };
@@ -94,12 +101,20 @@ pub fn partition(
             most = regime.num_queries * regime.num_keys;
             plan.kernel = policy.kernels[choice.kernel].name;
         }
-        match policy.kernels[choice.kernel].split {
-            Split::Queries => plan.split_queries(choice.kernel, sequence, regime, tile_rows),
-            Split::Keys => plan.split_keys(choice.kernel, sequence, regime),
+        if policy.kernels[choice.kernel].split == Split::Keys {
+            split_units += regime.num_keys.div_ceil(KV_CHUNK) * params.num_kv_heads;
+        }
+        choices.push((sequence, regime, choice.kernel));
+    }
+    let heads_together = (split_units / SPLIT_ITEMS).clamp(1, params.num_kv_heads);
+    for (sequence, regime, kernel) in choices {
+        match policy.kernels[kernel].split {
+            Split::Queries => plan.split_queries(kernel, sequence, regime, tile_rows),
+            Split::Keys => plan.split_keys(kernel, sequence, regime, heads_together),
         }
     }
-    plan.work.sort_by_key(|item| std::cmp::Reverse(item.queries.len() * item.keys.len()));
+    plan.work
+        .sort_by_key(|item| std::cmp::Reverse(item.queries.len() * item.keys.len() * item.kv_heads.len()));
     Ok(plan)
 }
 
@@ -131,30 +146,52 @@ impl AttentionPlan {
             let queries = index * regime.num_queries / tiles..(index + 1) * regime.num_queries / tiles;
             let keys = self.visible(&queries, regime);
             for kv_head in 0..self.params.num_kv_heads {
-                let (queries, keys) = (queries.clone(), keys.clone());
-                self.work.push(WorkItem { kernel, sequence, kv_head, queries, keys, partial: None });
+                let (queries, keys, kv_heads) = (queries.clone(), keys.clone(), kv_head..kv_head + 1);
+                let (partial, partial_stride) = (None, 0);
+                self.work.push(WorkItem {
+                    kernel,
+                    sequence,
+                    kv_heads,
+                    queries,
+                    keys,
+                    partial,
+                    partial_stride,
+                });
             }
         }
     }
 
-    fn split_keys(&mut self, kernel: usize, sequence: usize, regime: Regime) {
+    fn split_keys(&mut self, kernel: usize, sequence: usize, regime: Regime, heads_together: usize) {
         let queries = 0..regime.num_queries;
         let keys = self.visible(&queries, regime);
         let first_chunk = keys.start / KV_CHUNK;
         let chunks = (keys.end.div_ceil(KV_CHUNK)).saturating_sub(first_chunk).max(1);
         let states = queries.len() * self.params.group_size() * (self.params.value_dim + 2);
-        for kv_head in 0..self.params.num_kv_heads {
-            let first_partial = self.workspace;
-            for chunk in first_chunk..first_chunk + chunks {
-                let keys = keys.start.max(chunk * KV_CHUNK)..keys.end.min((chunk + 1) * KV_CHUNK);
-                let partial = (chunks > 1).then_some(self.workspace);
-                self.workspace += if chunks > 1 { states } else { 0 };
-                let queries = queries.clone();
-                self.work.push(WorkItem { kernel, sequence, kv_head, queries, keys, partial });
+        let partial_stride = if chunks > 1 { chunks * states } else { 0 };
+        let (num_kv_heads, workspace) = (self.params.num_kv_heads, self.workspace);
+        self.workspace += num_kv_heads * partial_stride;
+        for first_head in (0..num_kv_heads).step_by(heads_together) {
+            let first_partial = workspace + first_head * partial_stride;
+            for chunk in 0..chunks {
+                let start = (first_chunk + chunk) * KV_CHUNK;
+                self.work.push(WorkItem {
+                    kernel,
+                    sequence,
+                    kv_heads: first_head..num_kv_heads.min(first_head + heads_together),
+                    queries: queries.clone(),
+                    keys: keys.start.max(start)..keys.end.min(start + KV_CHUNK),
+                    partial: (chunks > 1).then_some(first_partial + chunk * states),
+                    partial_stride,
+                });
             }
-            if chunks > 1 {
-                self.merges.push(MergeItem { sequence, kv_head, first_partial, chunks });
-            }
+        }
+        if chunks > 1 {
+            self.merges.extend((0..num_kv_heads).map(|kv_head| MergeItem {
+                sequence,
+                kv_head,
+                first_partial: workspace + kv_head * partial_stride,
+                chunks,
+            }));
         }
     }
 

@@ -32,6 +32,8 @@ pub struct CpuDevice {
     level: Level,
     pool: Pool,
     scratch: Vec<Mutex<Scratch>>,
+    /// Partial states of one launch's rows.
+    partial: Mutex<Vec<f32>>,
     packed: Mutex<Vec<f32>>,
 }
 
@@ -77,6 +79,7 @@ impl CpuDevice {
             policy: DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES },
             level,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            partial: Mutex::default(),
             packed: Mutex::default(),
             pool,
         })
@@ -216,7 +219,8 @@ impl Device for CpuDevice {
         out: &mut Tensor,
         lse: Option<&mut Tensor>,
     ) -> Result<()> {
-        let launch = attention::Launch { level: self.level, pool: &self.pool, scratch: &self.scratch };
+        let (pool, scratch) = (&self.pool, &self.scratch);
+        let launch = attention::Launch { level: self.level, pool, scratch, partial: &self.partial };
         launch.attention(plan, q, kv, out, lse)
     }
 

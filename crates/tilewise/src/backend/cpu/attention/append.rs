@@ -62,13 +62,13 @@ pub(in super::super) fn append_kv(
 fn typed<T: Narrow>(
     pool: &Pool,
     plan: &AttentionPlan,
-    keys: TokenView<'_>,
-    values: TokenView<'_>,
+    new_keys: TokenView<'_>,
+    new_values: TokenView<'_>,
     layer: &mut KvLayer,
 ) -> Result<()> {
     let config = layer.config;
     let value_row = config.value_dim.next_multiple_of(LANES);
-    let (k, v) = (f32s("append_kv", keys.tensor)?, f32s("append_kv", values.tensor)?);
+    let (k, v) = (f32s("append_kv", new_keys.tensor)?, f32s("append_kv", new_values.tensor)?);
     let key_pages = SharedMut::new(elements_mut::<T>(&mut layer.keys)?);
     let value_pages = SharedMut::new(elements_mut::<T>(&mut layer.values)?);
     // A sequence's head is one item: two sequences never share a page that is written to.
@@ -86,16 +86,18 @@ fn typed<T: Narrow>(
             let page = pages[position / config.page_size] as usize * config.num_kv_heads + head;
             let slot = position % config.page_size;
             let panel = page * config.page_size * config.head_dim + slot / LANES * LANES * config.head_dim;
-            let row = (page * config.page_size + slot) * value_row;
+            let values = config.page_size * value_row;
             // SAFETY: `check_pages` found the page inside the tensor; this item alone writes this head of it.
-            let (panel, row) =
-                unsafe { (key_pages.get(panel, LANES * config.head_dim), value_pages.get(row, value_row)) };
+            let (panel, values) = unsafe {
+                (key_pages.get(panel, LANES * config.head_dim), value_pages.get(page * values, values))
+            };
             let lane = T::place(slot % LANES);
-            for (d, x) in k[from(&keys, token)..][..config.head_dim].iter().enumerate() {
+            for (d, x) in k[from(&new_keys, token)..][..config.head_dim].iter().enumerate() {
                 panel[d * LANES + lane] = T::narrow(*x);
             }
-            for (d, x) in v[from(&values, token)..][..config.value_dim].iter().enumerate() {
-                row[d / LANES * LANES + T::place(d % LANES)] = T::narrow(*x);
+            for (d, x) in v[from(&new_values, token)..][..config.value_dim].iter().enumerate() {
+                let row = (d / LANES * config.page_size + slot) * LANES;
+                values[row + T::place(d % LANES)] = T::narrow(*x);
             }
         }
     });

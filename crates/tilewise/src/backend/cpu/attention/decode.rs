@@ -1,21 +1,22 @@
 //! Few queries: keys and values are read once, straight from where they are, and widened in registers.
 //!
-//! Memory decides the speed, so every tile prefetches what the next one reads, at the pace at which it reads its
-//! own: two panels of keys the next two, across blocks too, and two panels of values the next two of the same rows.
+//! Memory decides the speed. Keys, and then values, are read in the order in which they are stored: by spans of
+//! tokens (pages), in a span by heads. Long contiguous reads keep the processor's own prefetching going; the tiles
+//! add a prefetch a little ahead of what they read.
 
 use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
 use super::super::tile::{FLOWING, PACKED, Tile, with_rows};
-use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, blocks};
+use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, blocks, pieces};
 use super::source::KvSource;
 use super::weigh::{Part, Values, WeighBlock};
 use crate::plan::KV_BLOCK;
 
 const GROUPS: usize = KV_BLOCK / LANES;
 
-/// A cache line, in bytes.
-const LINE: usize = 64;
+/// Bytes between a key's prefetch and its use.
+const AHEAD: usize = 4096;
 
 /// Folds a chunk of keys into the item's rows.
 #[inline(always)]
@@ -26,53 +27,52 @@ pub(super) fn fold_chunk<S: Simd, K: KvSource>(
     chunk: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    let end = chunk.end;
+    let heads = item.work.kv_heads.len();
     for block in blocks(chunk) {
-        let groups = block.start / LANES..block.end.div_ceil(LANES);
+        let origin = block.start / KV_BLOCK * KV_BLOCK;
         scratch.look_at(&block);
-        // SAFETY: the block lies inside the sequence's keys, as does `end`.
-        unsafe {
-            score_block(simd, item, source, groups, end.div_ceil(LANES), scratch);
-            simd.vectorize(SoftmaxBlock { item, block: &block, scratch });
-            let values = Values::of_block(source, &block);
-            for part in [Part::Before, Part::Common, Part::After] {
-                simd.vectorize(WeighBlock { item, values: &values, block: &block, scratch, part });
+        for span in pieces(block.clone(), source.span().min(KV_BLOCK)) {
+            for head in 0..heads {
+                // SAFETY: the span lies inside the sequence's keys.
+                unsafe { score_span(simd, item, source.later_head(head), head, &span, scratch) };
+            }
+        }
+        simd.vectorize(SoftmaxBlock { item, block: &block, scratch });
+        for span in pieces(block.clone(), source.span().min(KV_BLOCK)) {
+            for head in 0..heads {
+                // SAFETY: as above.
+                let values = &unsafe { Values::of_block(source.later_head(head), &span) };
+                let keys = span.start - origin..span.end - origin;
+                let parts = &[Part::Before, Part::Common, Part::After];
+                simd.vectorize(WeighBlock { item, head, values, block: &block, keys, scratch, parts });
             }
         }
     }
 }
 
 /// # Safety
-/// `groups` must contain tokens of the sequence that `source` is of, in one block; so must all groups up to `end`,
-/// in any.
+/// `span` must be keys of the sequence that `source` is of, in one block.
 #[inline(always)]
-unsafe fn score_block<S: Simd, K: KvSource>(
+unsafe fn score_span<S: Simd, K: KvSource>(
     simd: S,
     item: &Item<'_>,
     source: K,
-    groups: Range<usize>,
-    end: usize,
+    head: usize,
+    span: &Range<usize>,
     scratch: &mut Scratch,
 ) {
     let head_dim = item.params.head_dim;
+    let groups = span.start / LANES..span.end.div_ceil(LANES);
     let mut group = groups.start;
     while group < groups.end {
         let count = if group + 1 < groups.end { 2 } else { 1 };
         let local = group % GROUPS;
-        // SAFETY: as the caller says; the widened panels have room for a block.
+        // SAFETY: as the caller says; the widened panels have room for two.
         unsafe {
-            for own in group..group + count {
-                prefetch_values(simd, item, source, own);
-            }
             if let (Some(first), Some(second)) =
                 (source.key_panel(group), source.key_panel(group + count - 1))
             {
-                let panels = [first, second];
-                let ahead = [2, 3].map(|next| {
-                    let panel = if group + next < end { source.key_panel(group + next) } else { None };
-                    panel.unwrap_or(first)
-                });
-                simd.vectorize(ScorePanels { item, panels, ahead, local, count, scratch });
+                simd.vectorize(ScorePanels { item, head, panels: [first, second], local, count, scratch });
             } else {
                 let keys = scratch.panel[..2 * LANES * head_dim].as_mut_ptr();
                 let second = keys.add((count - 1) * LANES * head_dim);
@@ -81,20 +81,20 @@ unsafe fn score_block<S: Simd, K: KvSource>(
                     source.widen_keys(simd, own, tokens, head_dim, to);
                 }
                 let panels = [keys.cast_const(), second.cast_const()];
-                simd.vectorize(ScorePanels { item, panels, ahead: panels, local, count, scratch });
+                simd.vectorize(ScorePanels { item, head, panels, local, count, scratch });
             }
         }
         group += count;
     }
 }
 
-/// Scores of all rows against one or two panels of keys.
+/// Scores of a head's rows against one or two panels of its keys.
 struct ScorePanels<'a, E> {
     item: &'a Item<'a>,
+    /// Counted within the item.
+    head: usize,
     /// Each `[head_dim][16]`.
     panels: [*const E; 2],
-    /// The panels that come next.
-    ahead: [*const E; 2],
     /// The first panel's place in the block.
     local: usize,
     count: usize,
@@ -106,10 +106,11 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { item, panels, ahead, local, count, scratch } = self;
-        let ahead = [ahead[0].cast::<u8>(), ahead[1].cast()];
+        let Self { item, head, panels, local, count, scratch } = self;
+        let ahead = [0, 1].map(|p: usize| panels[p].cast::<u8>().wrapping_add(AHEAD));
         let head_dim = item.params.head_dim;
-        for tile in item.tiles() {
+        for view in &scratch.tiles[item.head_tiles(head)] {
+            let tile = &view.rows;
             let q = scratch.q[tile.start * head_dim..tile.end * head_dim].as_ptr();
             let scores = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_mut_ptr();
             let c = scores.wrapping_add(local * LANES);
@@ -127,20 +128,6 @@ impl<E: Element> Kernel for ScorePanels<'_, E> {
                     });
                 }
             });
-        }
-    }
-}
-
-/// Prefetches the first two panels of a group's values; the tiles prefetch the others as they go.
-#[inline(always)]
-unsafe fn prefetch_values<S: Simd, K: KvSource>(simd: S, item: &Item<'_>, source: K, group: usize) {
-    // SAFETY: the group contains a token of the sequence; a prefetch reads nothing.
-    unsafe {
-        let (rows, stride) = source.value_rows(group);
-        for token in 0..(item.num_keys - group * LANES).min(LANES) {
-            for at in (0..2 * LANES * size_of::<K::E>()).step_by(LINE) {
-                simd.prefetch(rows.wrapping_add(token * stride).cast::<u8>().wrapping_add(at));
-            }
         }
     }
 }

@@ -140,8 +140,9 @@ pub(super) struct Item<'a> {
     /// Queries and keys of the sequence.
     pub num_queries: usize,
     pub num_keys: usize,
-    /// Rows: for each query, the query heads that read this KV head.
+    /// Rows: for each KV head, for each query, the query heads that read it.
     pub rows: usize,
+    pub head_rows: usize,
     pub max_rows: usize,
 }
 
@@ -152,18 +153,30 @@ impl<'a> Item<'a> {
         lens: (usize, usize),
         max_rows: usize,
     ) -> Self {
-        let rows = work.queries.len() * params.group_size();
-        Self { params, work, num_queries: lens.0, num_keys: lens.1, rows, max_rows }
+        let head_rows = work.queries.len() * params.group_size();
+        let rows = work.kv_heads.len() * head_rows;
+        Self { params, work, num_queries: lens.0, num_keys: lens.1, rows, head_rows, max_rows }
     }
 
+    /// The rows of each tile, head by head.
     pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> + Clone {
-        row_tiles(self.rows, self.max_rows)
+        let (rows, max_rows) = (self.head_rows, self.max_rows);
+        (0..self.work.kv_heads.len()).flat_map(move |head| {
+            row_tiles(rows, max_rows).map(move |tile| head * rows + tile.start..head * rows + tile.end)
+        })
+    }
+
+    /// The tiles of a head, counted within the item.
+    pub(super) fn head_tiles(&self, head: usize) -> Range<usize> {
+        let tiles = self.head_rows.div_ceil(self.max_rows);
+        head * tiles..(head + 1) * tiles
     }
 
     /// The query (in the sequence) and query head of a row.
     pub(super) fn query_and_head(&self, row: usize) -> (usize, usize) {
         let group = self.params.group_size();
-        (self.work.queries.start + row / group, self.work.kv_head * group + row % group)
+        let (head, row) = (self.work.kv_heads.start + row / self.head_rows, row % self.head_rows);
+        (self.work.queries.start + row / group, head * group + row % group)
     }
 
     pub(super) fn value_panels(&self) -> usize {
@@ -177,7 +190,7 @@ impl<'a> Item<'a> {
 }
 
 /// Cuts a range at multiples of `size`.
-fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let pieces = if range.is_empty() { 0..0 } else { range.start / size..range.end.div_ceil(size) };
     pieces.map(move |piece| range.start.max(piece * size)..range.end.min((piece + 1) * size))
 }

@@ -69,6 +69,8 @@ pub(super) struct Launch<'a> {
     pub level: Level,
     pub pool: &'a Pool,
     pub scratch: &'a [Mutex<Scratch>],
+    /// Memory for partial states, reused from launch to launch.
+    pub partial: &'a Mutex<Vec<f32>>,
 }
 
 impl Launch<'_> {
@@ -84,7 +86,11 @@ impl Launch<'_> {
         let params = &plan.params;
         check_view("q", &q, (params.num_qo_heads, params.head_dim), params.q_dtype, plan.layout.qo_indptr())?;
         check_kv(plan, &kv)?;
-        let mut workspace = vec![0.0f32; plan.workspace];
+        // Every state is written before it is read: what an earlier launch left there does not matter.
+        let mut workspace = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        if workspace.len() < plan.workspace {
+            workspace.resize(plan.workspace, 0.0);
+        }
         let output = Output::new(plan, out, lse, &mut workspace)?;
         match params.kv_dtype {
             DType::F32 => self.typed::<f32>(plan, q, kv, &output),
@@ -109,13 +115,15 @@ impl Launch<'_> {
                 self.run(plan, q, output, |work| {
                     let first = plan.layout.kv_indptr()[work.sequence] as usize;
                     let start = |view: &TokenView<'_>| {
-                        view.start(work.sequence, first) + work.kv_head * view.head_stride
+                        view.start(work.sequence, first) + work.kv_heads.start * view.head_stride
                     };
                     Tokens {
                         keys: k[start(&keys).min(k.len())..].as_ptr(),
                         values: v[start(&values).min(v.len())..].as_ptr(),
                         key_stride: keys.token_stride,
                         value_stride: values.token_stride,
+                        key_head: keys.head_stride,
+                        value_head: values.head_stride,
                         value_dim: plan.params.value_dim,
                     }
                 })
@@ -154,14 +162,15 @@ fn paged_source<'a, P>(
     let value_row = config.value_dim.next_multiple_of(LANES);
     let (key_head, value_head) = (config.page_size * config.head_dim, config.page_size * value_row);
     Paged {
-        keys: keys[work.kv_head * key_head..].as_ptr(),
-        values: values[work.kv_head * value_head..].as_ptr(),
+        keys: keys[work.kv_heads.start * key_head..].as_ptr(),
+        values: values[work.kv_heads.start * value_head..].as_ptr(),
+        key_head,
+        value_head,
         key_page: config.num_kv_heads * key_head,
         value_page: config.num_kv_heads * value_head,
         pages: plan.layout.pages(work.sequence),
         page_size: config.page_size,
         head_dim: config.head_dim,
-        value_row,
     }
 }
 

@@ -80,8 +80,10 @@ impl<'a> Output<'a> {
                 let (max, sum, panels) = scratch.finished(item, &tile, row);
                 if let Some(at) = item.work.partial {
                     let dim = item.params.value_dim;
+                    let at = at + row / item.head_rows * item.work.partial_stride;
+                    let at = at + row % item.head_rows * (dim + 2);
                     // SAFETY: the plan gives every item its own part of the workspace.
-                    let state = unsafe { self.workspace.get(at + row * (dim + 2), dim + 2) };
+                    let state = unsafe { self.workspace.get(at, dim + 2) };
                     state[0] = max;
                     state[1] = sum;
                     for (to, panel) in state[2..].chunks_mut(LANES).zip(panels) {

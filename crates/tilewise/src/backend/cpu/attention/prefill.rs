@@ -112,16 +112,17 @@ unsafe fn weigh_block<S: Simd, K: KvSource>(
     scratch.upcoming.pace(panels * scratch.tiles.len());
     // SAFETY: as the caller says.
     let values = &unsafe { Values::of_block(source, block) };
-    simd.vectorize(WeighBlock { item, values, block, scratch, part: Part::Before });
     let start = block.start / KV_BLOCK * KV_BLOCK;
     let tokens = block.start - start..block.end - start;
+    let keys = tokens.clone();
+    simd.vectorize(WeighBlock { item, head: 0, values, block, keys, scratch, parts: &[Part::Before] });
     for panel in 0..panels {
         let left = value_dim - panel * LANES;
         // SAFETY: the tokens are the block's; the panel holds a block.
         unsafe { values.widen_panel(simd, tokens.clone(), (panel, left), scratch.panel.as_mut_ptr()) };
         simd.vectorize(WeighPanel { item, panel, scratch });
     }
-    simd.vectorize(WeighBlock { item, values, block, scratch, part: Part::After });
+    simd.vectorize(WeighBlock { item, head: 0, values, block, keys: tokens, scratch, parts: &[Part::After] });
 }
 
 /// Adds the widened panel of values, weighted, to the sums of all tiles, for the keys that all rows of a tile see.

@@ -26,7 +26,7 @@ pub(super) unsafe fn attend<S: Simd, K: KvSource>(
         // SAFETY: the group starts below `keys`; `scratch.panel` holds a panel, and every row `value_dim` elements.
         unsafe {
             source.widen_keys(simd, group, tokens, head_dim, scratch.panel.as_mut_ptr());
-            let (rows, stride) = source.value_rows(group);
+            let (first, (stride, panel_step)) = (source.values(group), source.value_strides());
             for token in 0..tokens {
                 let at = group * LANES + token;
                 for (d, key) in k[at * head_dim..][..head_dim].iter_mut().enumerate() {
@@ -34,7 +34,7 @@ pub(super) unsafe fn attend<S: Simd, K: KvSource>(
                 }
                 let mut lanes = [0.0f32; LANES];
                 for (panel, to) in v[at * value_dim..][..value_dim].chunks_mut(LANES).enumerate() {
-                    let from = rows.add(token * stride + panel * LANES);
+                    let from = first.add(token * stride + panel * panel_step);
                     let left = if source.padded_values() { LANES } else { to.len() };
                     simd.store(lanes.as_mut_ptr(), load_some(simd, from, left));
                     to.copy_from_slice(&lanes[..to.len()]);

@@ -2,6 +2,7 @@
 
 use super::super::simd::{Element, LANES, PairedBf16, Simd};
 use super::super::tile::{load_some, widen};
+use crate::plan::KV_BLOCK;
 
 /// Keys and values of one head, by groups of sixteen tokens from the sequence's start.
 ///
@@ -13,11 +14,20 @@ pub(super) trait KvSource: Copy + Send + Sync {
     /// The group's keys as `[head_dim][16]`, where they are stored so.
     unsafe fn key_panel(&self, group: usize) -> Option<*const Self::E>;
 
-    /// The group's values: rows of at least `value_dim` elements, and the elements between rows.
-    unsafe fn value_rows(&self, group: usize) -> (*const Self::E, usize);
+    /// The first sixteen elements of the first of the group's values.
+    unsafe fn values(&self, group: usize) -> *const Self::E;
 
-    /// Whether value rows are padded to sixteen elements.
+    /// The elements between tokens, and between panels of sixteen elements, of a group's values.
+    fn value_strides(&self) -> (usize, usize);
+
+    /// Whether values are padded to sixteen elements.
     fn padded_values(&self) -> bool;
+
+    /// The tokens whose keys, and whose values, are beside each other.
+    fn span(&self) -> usize;
+
+    /// The source of a later head.
+    fn later_head(&self, heads: usize) -> Self;
 
     /// Names the memory of a group's first `tokens` keys.
     unsafe fn key_memory(&self, group: usize, tokens: usize, head_dim: usize, to: &mut Vec<Region>);
@@ -40,21 +50,23 @@ fn push(to: &mut Vec<Region>, (start, len): Region) {
     }
 }
 
-/// Pages written by `append_kv`: keys in panels `[head_dim][16]`, values in rows padded to sixteen elements.
+/// Pages written by `append_kv`, by heads: keys in panels `[page_size / 16][head_dim][16]`, values in panels
+/// `[value_dim / 16][page_size][16]`.
 #[derive(Clone, Copy)]
 pub(super) struct Paged<'a, E> {
     /// The head's part of page 0.
     pub keys: *const E,
     /// The head's part of page 0.
     pub values: *const E,
+    /// Elements between heads.
+    pub key_head: usize,
+    pub value_head: usize,
     /// Elements between pages.
     pub key_page: usize,
     pub value_page: usize,
     pub pages: &'a [u32],
     pub page_size: usize,
     pub head_dim: usize,
-    /// Elements between value rows.
-    pub value_row: usize,
 }
 
 // SAFETY: the pointers are to tensors borrowed for the launch, and only read.
@@ -74,13 +86,28 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn value_rows(&self, group: usize) -> (*const E, usize) {
+    unsafe fn values(&self, group: usize) -> *const E {
         let token = group * LANES;
         let page = self.pages[token / self.page_size] as usize;
         // SAFETY: as above.
-        let rows =
-            unsafe { self.values.add(page * self.value_page + token % self.page_size * self.value_row) };
-        (rows, self.value_row)
+        unsafe { self.values.add(page * self.value_page + token % self.page_size * LANES) }
+    }
+
+    #[inline(always)]
+    fn value_strides(&self) -> (usize, usize) {
+        (LANES, self.page_size * LANES)
+    }
+
+    #[inline(always)]
+    fn span(&self) -> usize {
+        self.page_size
+    }
+
+    #[inline(always)]
+    fn later_head(&self, heads: usize) -> Self {
+        let keys = self.keys.wrapping_add(heads * self.key_head);
+        let values = self.values.wrapping_add(heads * self.value_head);
+        Self { keys, values, ..*self }
     }
 
     #[inline(always)]
@@ -97,10 +124,12 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Paged<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn value_memory(&self, group: usize, tokens: usize, _: usize, to: &mut Vec<Region>) {
-        // SAFETY: the caller says that the group exists.
-        let (rows, stride) = unsafe { self.value_rows(group) };
-        push(to, (rows.cast(), tokens * stride * size_of::<E>()));
+    unsafe fn value_memory(&self, group: usize, tokens: usize, value_dim: usize, to: &mut Vec<Region>) {
+        for panel in 0..value_dim.div_ceil(LANES) {
+            // SAFETY: the caller says that the group exists.
+            let start = unsafe { self.values(group).add(panel * self.page_size * LANES) };
+            push(to, (start.cast(), tokens * LANES * size_of::<E>()));
+        }
     }
 
     #[inline(always)]
@@ -124,6 +153,9 @@ pub(super) struct Tokens<E> {
     /// Elements between tokens.
     pub key_stride: usize,
     pub value_stride: usize,
+    /// Elements between heads.
+    pub key_head: usize,
+    pub value_head: usize,
     pub value_dim: usize,
 }
 
@@ -141,9 +173,26 @@ impl<E: Element + bytemuck::Zeroable> KvSource for Tokens<E> {
     }
 
     #[inline(always)]
-    unsafe fn value_rows(&self, group: usize) -> (*const E, usize) {
+    unsafe fn values(&self, group: usize) -> *const E {
         // SAFETY: the group starts at a token of the sequence.
-        (unsafe { self.values.add(group * LANES * self.value_stride) }, self.value_stride)
+        unsafe { self.values.add(group * LANES * self.value_stride) }
+    }
+
+    #[inline(always)]
+    fn value_strides(&self) -> (usize, usize) {
+        (self.value_stride, LANES)
+    }
+
+    #[inline(always)]
+    fn span(&self) -> usize {
+        KV_BLOCK
+    }
+
+    #[inline(always)]
+    fn later_head(&self, heads: usize) -> Self {
+        let keys = self.keys.wrapping_add(heads * self.key_head);
+        let values = self.values.wrapping_add(heads * self.value_head);
+        Self { keys, values, ..*self }
     }
 
     #[inline(always)]

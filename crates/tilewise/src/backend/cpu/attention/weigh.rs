@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
-use super::super::tile::{ROWS, STRIDED, Tile, load_some, with_rows};
+use super::super::tile::{FLOWING, ROWS, STRIDED, Tile, load_some, with_rows};
 use super::fold::{Item, SCORE_STRIDE, Scratch, TileView};
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
@@ -37,11 +37,13 @@ impl Part {
 /// The value rows of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Values<E> {
-    /// The first row of each group of sixteen; null where the block has none.
+    /// The first value of each group of sixteen; null where the block has none.
     groups: [*const E; GROUPS],
-    /// Elements between rows.
+    /// Elements between tokens.
     stride: usize,
-    /// Whether rows are padded to sixteen elements.
+    /// Elements between panels of sixteen elements.
+    panel_step: usize,
+    /// Whether values are padded to sixteen elements.
     padded: bool,
 }
 
@@ -50,11 +52,12 @@ impl<E: Element + bytemuck::Zeroable> Values<E> {
     /// `block` must be keys of the sequence that `source` is of.
     #[inline(always)]
     pub(super) unsafe fn of_block<K: KvSource<E = E>>(source: K, block: &Range<usize>) -> Self {
-        let mut values =
-            Self { groups: [std::ptr::null(); GROUPS], stride: 0, padded: source.padded_values() };
+        let (stride, panel_step) = source.value_strides();
+        let padded = source.padded_values();
+        let mut values = Self { groups: [std::ptr::null(); GROUPS], stride, panel_step, padded };
         for group in block.start / LANES..block.end.div_ceil(LANES) {
             // SAFETY: the group contains keys of the block.
-            (values.groups[group % GROUPS], values.stride) = unsafe { source.value_rows(group) };
+            values.groups[group % GROUPS] = unsafe { source.values(group) };
         }
         values
     }
@@ -75,7 +78,8 @@ impl<E: Element + bytemuck::Zeroable> Values<E> {
         for group in tokens.start / LANES..tokens.end.div_ceil(LANES) {
             let first = group * LANES;
             let (start, end) = (tokens.start.max(first), tokens.end.min(first + LANES));
-            let mut row = self.groups[group].wrapping_add((start - first) * self.stride + panel * LANES);
+            let mut row =
+                self.groups[group].wrapping_add((start - first) * self.stride + panel * self.panel_step);
             for token in start..end {
                 // SAFETY: the token has `left` elements from the panel on; `to` has sixteen for every token of a
                 // block.
@@ -86,13 +90,18 @@ impl<E: Element + bytemuck::Zeroable> Values<E> {
     }
 }
 
-/// Adds some of a block's weighted values to all rows' sums.
+/// Adds some of a block's weighted values to the sums of a head's rows.
 pub(super) struct WeighBlock<'a, E> {
     pub item: &'a Item<'a>,
+    /// Counted within the item.
+    pub head: usize,
+    /// The head's.
     pub values: &'a Values<E>,
     pub block: &'a Range<usize>,
+    /// The keys to weigh, within the block.
+    pub keys: Range<usize>,
     pub scratch: &'a mut Scratch,
-    pub part: Part,
+    pub parts: &'a [Part],
 }
 
 impl<E: Element + bytemuck::Zeroable> Kernel for WeighBlock<'_, E> {
@@ -100,29 +109,37 @@ impl<E: Element + bytemuck::Zeroable> Kernel for WeighBlock<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { item, values, block, scratch, part } = self;
+        let Self { item, head, values, block, keys, scratch, parts } = self;
         let panels = item.value_panels();
-        for TileView { rows: tile, union, common } in &scratch.tiles {
-            let all = part == Part::Common;
-            if union.is_empty() || (all && common.is_empty()) || (!all && common == union) {
+        for TileView { rows: tile, union, common } in &scratch.tiles[item.head_tiles(head)] {
+            if union.is_empty() {
                 continue;
             }
             let out = scratch.out[tile.start * panels * LANES..tile.end * panels * LANES].as_mut_ptr();
             let weights = scratch.scores[tile.start * SCORE_STRIDE..tile.end * SCORE_STRIDE].as_ptr();
             let (value_dim, stride) = (item.params.value_dim, tile.len());
-            let mut weigh = Weigh { values, weights, keys: common.clone(), panels, value_dim, out, stride };
-            if all {
-                with_rows!(stride, R => simd.vectorize(OfRows::<E, R>(weigh)));
-                continue;
-            }
-            for row in tile.clone() {
-                weigh.keys = part.of(&scratch.row_view(row, block), common);
-                simd.vectorize(OfRows::<E, 1>(weigh.clone()));
-                weigh.weights = weigh.weights.wrapping_add(SCORE_STRIDE);
-                weigh.out = weigh.out.wrapping_add(LANES);
+            let weigh = Weigh { values, weights, keys: clip(common, &keys), panels, value_dim, out, stride };
+            for part in parts {
+                if *part == Part::Common {
+                    with_rows!(stride, R => simd.vectorize(OfRows::<E, R>(weigh.clone())));
+                } else if common != union {
+                    for (r, row) in tile.clone().enumerate() {
+                        let own = part.of(&scratch.row_view(row, block), common);
+                        simd.vectorize(OfRows::<E, 1>(Weigh {
+                            keys: clip(&own, &keys),
+                            weights: weights.wrapping_add(r * SCORE_STRIDE),
+                            out: out.wrapping_add(r * LANES),
+                            ..weigh.clone()
+                        }));
+                    }
+                }
             }
         }
     }
+}
+
+fn clip(range: &Range<usize>, to: &Range<usize>) -> Range<usize> {
+    range.start.max(to.start)..range.end.min(to.end)
 }
 
 /// Some keys of a block, to be weighed.
@@ -197,17 +214,32 @@ impl<E: Element + bytemuck::Zeroable> Weigh<'_, E> {
 
     #[inline(always)]
     fn padded<S: Simd, const R: usize, const P: usize>(&self, simd: S, panel: usize) {
+        if self.values.stride == LANES {
+            self.tiles::<S, R, P, LANES, FLOWING>(simd, panel);
+        } else {
+            self.tiles::<S, R, P, STRIDED, ROWS>(simd, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize, const P: usize, const STEP: usize, const AHEAD: usize>(
+        &self,
+        simd: S,
+        panel: usize,
+    ) {
         for (key, count, first) in self.groups() {
-            simd.vectorize(Tile::<E, R, P, SCORE_STRIDE, STRIDED, ROWS> {
+            simd.vectorize(Tile::<E, R, P, SCORE_STRIDE, STEP, AHEAD> {
                 a: self.weights.wrapping_add(key),
-                b: std::array::from_fn(|p| first.wrapping_add((panel + p) * LANES)),
+                b: std::array::from_fn(|p| first.wrapping_add((panel + p) * self.values.panel_step)),
                 b_step: self.values.stride,
                 len: count,
                 c: self.out.wrapping_add(panel * self.stride * LANES),
                 c_row: LANES,
                 c_panel: self.stride * LANES,
                 from_zero: false,
-                ahead: std::array::from_fn(|p| first.wrapping_add((panel + p + P) * LANES).cast()),
+                ahead: std::array::from_fn(|p| {
+                    first.wrapping_add((panel + p + 2 * P) * self.values.panel_step).cast()
+                }),
             });
         }
     }
@@ -219,7 +251,7 @@ impl<E: Element + bytemuck::Zeroable> Weigh<'_, E> {
             let out = self.out.add(panel * self.stride * LANES);
             for (key, count, first) in self.groups() {
                 for token in 0..count {
-                    let row = first.add(token * self.values.stride + panel * LANES);
+                    let row = first.add(token * self.values.stride + panel * self.values.panel_step);
                     let column = load_some(simd, row, self.value_dim - panel * LANES);
                     for r in 0..R {
                         let weight = simd.splat(*self.weights.add(r * SCORE_STRIDE + key + token));
