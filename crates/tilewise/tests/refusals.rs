@@ -108,6 +108,7 @@ fn views_that_do_not_fit_the_plan_are_refused_and_the_output_stays() {
     };
     let (out, lse) = (&[3, 4, 16][..], &[3, 4][..]);
     attend(&q, &kv, &kv, out, lse).unwrap();
+    assert!(is_shape(attend(&q, &kv, &kv, out, &[4, 3])), "lse in another order than out");
     assert!(is_shape(attend(&half, &kv, &kv, out, lse)), "q of another type");
     assert!(is_shape(attend(&ones(&device, &[3, 2, 32]), &kv, &kv, out, lse)), "q of other heads");
     assert!(is_shape(attend(&ones(&device, &[2, 4, 16]), &kv, &kv, out, lse)), "q too short");
