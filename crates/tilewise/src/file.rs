@@ -24,6 +24,9 @@ impl MappedFile {
         // SAFETY: the mapping is private and read-only; that nothing shortens the file meanwhile is the
         // documented condition of this constructor, as for any memory-mapped weights.
         let map = unsafe { memmap2::Mmap::map(&file)? };
+        // Weights are used about in the order in which they are stored. Advice only.
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::Sequential);
         Ok(Self { map })
     }
 
