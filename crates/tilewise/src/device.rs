@@ -19,6 +19,15 @@ pub struct DeviceCaps {
     pub memory: usize,
 }
 
+/// What a device does at best, in loops that do nothing else.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// f32 operations per second of fused multiply-adds (two each) between registers.
+    pub flops: f64,
+    /// Bytes per second read from memory.
+    pub read_bytes: f64,
+}
+
 /// A matrix `[out_features, in_features]` in the layout that its device multiplies fastest.
 pub struct Linear {
     /// Elements of an output row.
@@ -76,6 +85,12 @@ pub trait Device: Send + Sync {
 
     /// Its attention kernels and the rules that choose among them.
     fn policy(&self) -> &DispatchPolicy;
+
+    /// Measures what it does at best. Takes a fraction of a second and some hundred MiB.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn ceilings(&self) -> Result<Ceilings>;
 
     /// A tensor of zeros.
     ///

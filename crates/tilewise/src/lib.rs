@@ -39,7 +39,7 @@ mod tensor;
 use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
-pub use device::{Device, DeviceCaps, HeadSpan, Kv, Linear};
+pub use device::{Ceilings, Device, DeviceCaps, HeadSpan, Kv, Linear};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;

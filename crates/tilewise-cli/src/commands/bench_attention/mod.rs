@@ -8,6 +8,7 @@ mod report;
 use std::io::Write;
 
 use serde::Serialize;
+use tilewise::Ceilings;
 
 use super::shape::{self, Shape, ShapeRecord};
 use crate::args::{BenchAttentionArgs, Format};
@@ -26,6 +27,9 @@ struct Row {
     runs: usize,
     gflops: f64,
     kv_gb_s: f64,
+    /// The machine's own, measured after the kernels.
+    peak_gflops: f64,
+    read_gb_s: f64,
     max_abs_err: f64,
     /// Whether dispatch chooses this kernel.
     selected: bool,
@@ -101,7 +105,8 @@ fn bench(
     }
     drop(expected);
     measure::alternate(&mut runs, args.budget)?;
-    Ok(runs.iter().map(|run| row(run, shape, selected, device, args)).collect())
+    let ceilings = device.ceilings()?;
+    Ok(runs.iter().map(|run| row(run, shape, selected, (device, ceilings), args)).collect())
 }
 
 /// The kernels to measure: those that support the shape, or the one asked for.
@@ -118,7 +123,7 @@ fn row(
     run: &measure::Run<'_>,
     shape: &Shape,
     selected: Option<&str>,
-    device: &dyn tilewise::Device,
+    (device, ceilings): (&dyn tilewise::Device, Ceilings),
     args: &BenchAttentionArgs,
 ) -> Row {
     let median_s = super::median(&run.seconds);
@@ -131,6 +136,8 @@ fn row(
         runs: run.seconds.len(),
         gflops: shape.flops() / median_s / 1e9,
         kv_gb_s: shape.kv_bytes() / median_s / 1e9,
+        peak_gflops: ceilings.flops / 1e9,
+        read_gb_s: ceilings.read_bytes / 1e9,
         max_abs_err: run.max_abs_err,
         selected: selected == Some(run.kernel),
         shape: shape.record(),
@@ -142,22 +149,31 @@ fn print(shape: &Shape, rows: &[Row], out: &mut impl Write) -> std::io::Result<(
     writeln!(out, "{}", shape.title())?;
     writeln!(
         out,
-        "  {:<18} {:>12} {:>12} {:>5} {:>9} {:>9} {:>10}",
-        "kernel", "median", "min", "runs", "GFLOP/s", "KV GB/s", "max error"
+        "  {:<18} {:>12} {:>12} {:>5} {:>9} {:>8} {:>9} {:>8} {:>10}",
+        "kernel", "median", "min", "runs", "GFLOP/s", "of peak", "KV GB/s", "of read", "max error"
     )?;
     for row in rows {
         let mark = if row.selected { "* " } else { "  " };
         writeln!(
             out,
-            "{mark}{:<18} {:>9.3} ms {:>9.3} ms {:>5} {:>9.1} {:>9.2} {:>10.1e}",
+            "{mark}{:<18} {:>9.3} ms {:>9.3} ms {:>5} {:>9.1} {:>6.0} % {:>9.2} {:>6.0} % {:>10.1e}",
             row.kernel,
             row.median_s * 1e3,
             row.min_s * 1e3,
             row.runs,
             row.gflops,
+            100.0 * row.gflops / row.peak_gflops,
             row.kv_gb_s,
+            100.0 * row.kv_gb_s / row.read_gb_s,
             row.max_abs_err
         )?;
     }
-    writeln!(out, "  (* is the one that dispatch chooses)")
+    if let Some(Row { peak_gflops, read_gb_s, .. }) = rows.first() {
+        writeln!(
+            out,
+            "  (* is the one that dispatch chooses; this machine multiplies and adds {peak_gflops:.0} \
+                 GFLOP/s and reads {read_gb_s:.1} GB/s)"
+        )?;
+    }
+    Ok(())
 }

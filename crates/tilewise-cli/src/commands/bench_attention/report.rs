@@ -34,7 +34,7 @@ pub(super) fn html(device: &str, rows: &[Row]) -> String {
         page,
         "<p>tilewise {version}, {machine}. Every answer was checked against an f64 oracle before \
          timing; kernels took turns; times are medians. The marked kernel is the one that dispatch \
-         chooses.</p>"
+         chooses. Shares are of what the machine itself multiplied, added and read right afterwards.</p>"
     );
     for sweep in sweeps(rows) {
         page.push_str(&plot(&sweep));
@@ -188,20 +188,22 @@ fn bars(rows: &[&Row]) -> String {
 fn table(rows: &[Row]) -> String {
     let mut table = String::from(
         "<h2>All rows</h2>\n<div class=\"wide\"><table>\n<tr><th>shape<th>kernel<th>median ms<th>min ms\
-         <th>runs<th>GFLOP/s<th>KV GB/s<th>max error<th>threads</tr>\n",
+         <th>runs<th>GFLOP/s<th>of peak<th>KV GB/s<th>of read<th>max error<th>threads</tr>\n",
     );
     for row in rows {
         let class = if row.selected { " class=\"selected\"" } else { "" };
         let _ = writeln!(
             table,
-            "<tr{class}><td>{}<td>{}<td>{:.3}<td>{:.3}<td>{}<td>{:.1}<td>{:.2}<td>{:.1e}<td>{}</tr>",
+            "<tr{class}><td>{}<td>{}<td>{:.3}<td>{:.3}<td>{}<td>{:.1}<td>{:.0} %<td>{:.2}<td>{:.0} %<td>{:.1e}<td>{}</tr>",
             escape(&row.title),
             escape(row.kernel),
             row.median_s * 1e3,
             row.min_s * 1e3,
             row.runs,
             row.gflops,
+            100.0 * row.gflops / row.peak_gflops,
             row.kv_gb_s,
+            100.0 * row.kv_gb_s / row.read_gb_s,
             row.max_abs_err,
             row.threads
         );

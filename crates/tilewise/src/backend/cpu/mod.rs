@@ -2,6 +2,7 @@
 
 mod attention;
 mod buffer;
+mod ceilings;
 mod gemm;
 mod rows;
 mod simd;
@@ -18,8 +19,8 @@ use self::threads::Pool;
 use crate::dispatch::DispatchPolicy;
 use crate::plan::partition;
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, DType, Device, DeviceCaps, Error, HeadSpan, HostTensor, Kv,
-    KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView,
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
+    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView,
 };
 
 /// Elements below which a row-wise operation stays on the calling thread.
@@ -131,6 +132,10 @@ impl Device for CpuDevice {
 
     fn policy(&self) -> &DispatchPolicy {
         &self.policy
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        ceilings::measure(self.level, &self.pool)
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {

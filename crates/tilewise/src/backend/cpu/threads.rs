@@ -39,7 +39,7 @@ unsafe impl Sync for Shared {}
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
-    threads: Vec<Thread>,
+    sleepers: Vec<Thread>,
     turn: Mutex<()>,
 }
 
@@ -62,8 +62,13 @@ impl Pool {
                     .spawn(move || shared.work(worker))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        let threads = handles.iter().map(|handle| handle.thread().clone()).collect();
-        Ok(Self { shared, handles, threads, turn: Mutex::new(()) })
+        let sleepers = handles.iter().map(|handle| handle.thread().clone()).collect();
+        Ok(Self { shared, handles, sleepers, turn: Mutex::new(()) })
+    }
+
+    /// The number of threads, the caller among them.
+    pub(crate) fn threads(&self) -> usize {
+        self.handles.len() + 1
     }
 
     /// Calls `task(thread, item)` once for every item below `items`, on any thread, and returns when all are done.
@@ -87,7 +92,7 @@ impl Pool {
         let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         shared.state.store((number << 32) | OPEN, Ordering::SeqCst);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
-            self.threads.iter().for_each(Thread::unpark);
+            self.sleepers.iter().for_each(Thread::unpark);
         }
         shared.drain(0, task, items);
         drop(closing);
@@ -166,7 +171,7 @@ impl Shared {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.threads.iter().for_each(Thread::unpark);
+        self.sleepers.iter().for_each(Thread::unpark);
         for handle in self.handles.drain(..) {
             // A worker cannot have panicked: its tasks are caught. Nothing is to be done about it here anyway.
             let _ = handle.join();
