@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use super::buffer::{HostBuffer, SharedMut, host};
 use super::simd::{Element, Kernel, LANES, Level, PairedBf16, Simd, paired};
 use super::threads::Pool;
-use super::tile::{FLOWING, NOTHING, PACKED, Tile, row_tiles, widen, with_rows};
+use super::tile::{FLOWING, HALF, NOTHING, PACKED, Tile, row_tiles, widen, with_rows};
 use crate::{DType, Error, HostTensor, Linear, Result};
 
 /// Inputs per slice: sixteen KiB of widened weights, half of the first cache.
@@ -303,13 +303,8 @@ impl<T: Weight> Kernel for RunPanels<'_, T> {
         if product.rows <= S::MAX_ROWS {
             stream(simd, product, weights, panels);
         } else if product.rows <= 2 * S::MAX_ROWS {
-            // Two tiles: the second finds the panel in the second cache, and widening twice costs less than storing.
             for panel in panels {
-                for tile in row_tiles(product.rows, S::MAX_ROWS) {
-                    with_rows!(tile.len(), R => {
-                        stream_panels::<S, T, R, 1>(simd, product, weights, panel, tile.start);
-                    });
-                }
+                stream_twice(simd, product, weights, panel);
             }
         } else {
             for panel in panels {
@@ -375,6 +370,34 @@ fn stream_panels<S: Simd, T: Weight, const R: usize, const P: usize>(
         }
     }
     P
+}
+
+/// Two register tiles of rows: the second finds a slice of the panel in the first cache, where widening it again costs
+/// less than storing it would have. Each prefetches a half of the next slice, so that memory is never idle.
+#[inline(always)]
+fn stream_twice<S: Simd, T: Weight>(simd: S, product: &Product<'_>, weights: &[T], panel: usize) {
+    let inputs = product.inputs;
+    let mut chains = [[0.0f32; LANES]; 2 * 8];
+    for (row, chain) in chains.iter_mut().enumerate().take(product.rows) {
+        product.begin(row, panel, chain);
+    }
+    for k in (0..inputs).step_by(SLICE) {
+        let len = SLICE.min(inputs - k);
+        let slice = weights[(panel * inputs + k) * LANES..][..len * LANES].as_ptr();
+        for tile in row_tiles(product.rows, S::MAX_ROWS) {
+            let a = product.x[tile.start * inputs + k * tile.len()..][..len * tile.len()].as_ptr();
+            let c = chains[tile.clone()].as_mut_ptr().cast();
+            let half = if tile.start == 0 { 0 } else { len / 2 };
+            let ahead = [slice.wrapping_add((len + half) * LANES).cast()];
+            // `a` is at the first input of a tile `[in][rows]`, the slice has `len` groups, `c` is `[rows][16]`.
+            with_rows!(tile.len(), R => simd.vectorize(Tile::<T, R, 1, PACKED, LANES, HALF> {
+                a, b: [slice], b_step: LANES, len, c, c_row: LANES, c_panel: 0, from_zero: false, ahead,
+            }));
+        }
+    }
+    for (row, chain) in chains.iter().enumerate().take(product.rows) {
+        product.end(row, panel, chain);
+    }
 }
 
 /// Many rows: widen a slice of the panel, use it for every tile, and keep the chains in memory between slices.

@@ -14,6 +14,9 @@ pub(crate) const NOTHING: usize = 0;
 /// A [`Tile`] prefetches from each of `ahead` as many contiguous bytes as it reads from each of `b`.
 pub(crate) const FLOWING: usize = 1;
 
+/// A [`Tile`] prefetches half as much: another one does the other half.
+pub(crate) const HALF: usize = 3;
+
 /// A [`Tile`] prefetches from each of `ahead` one line per step, `b_step` elements apart.
 pub(crate) const ROWS: usize = 2;
 
@@ -21,7 +24,7 @@ pub(crate) const ROWS: usize = 2;
 ///
 /// `a(r, k)` is `a[r * A_ROW + k]`, or as [`PACKED`] says; `b[p][k]` are the sixteen elements from
 /// `b[p] + k * B_STEP` (or `b_step`); `c[r][p]` the sixteen from `c + r * c_row + p * c_panel`. Meanwhile memory that
-/// comes next is prefetched from `ahead[p]` on, as [`FLOWING`] and [`ROWS`] say: a line now and then costs nothing,
+/// comes next is prefetched from `ahead[p]` on, as [`FLOWING`], [`HALF`] and [`ROWS`] say: a line now and then costs nothing,
 /// many at once would stop the products until memory has answered.
 ///
 /// Each lane of each accumulator is one chain of fused multiply-adds in the order of `k`. That is the whole of the
@@ -79,7 +82,8 @@ impl<E: Element, const R: usize, const P: usize, const A_ROW: usize, const B_STE
             for _ in 0..self.len / 4 {
                 if AHEAD != NOTHING {
                     let line = if AHEAD == ROWS { b_step * size_of::<E>() } else { 64 };
-                    let lines = if AHEAD == ROWS { 4 } else { (4 * LANES * size_of::<E>()).div_ceil(64) };
+                    let flow = (4 * LANES * size_of::<E>()).div_ceil(64);
+                    let lines = [0, flow, 4, flow / 2][AHEAD];
                     for p in 0..P {
                         for _ in 0..lines {
                             simd.prefetch(ahead[p]);
