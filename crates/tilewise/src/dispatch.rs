@@ -9,6 +9,8 @@ pub struct Regime {
     pub num_queries: usize,
     /// Keys of the sequence.
     pub num_keys: usize,
+    /// Whether they are in pages, in the device's own layout.
+    pub paged: bool,
 }
 
 /// One row of a dispatch table; the first that applies is taken.

@@ -90,9 +90,10 @@ pub fn partition(
     };
     let mut choices = Vec::with_capacity(layout.num_sequences());
     let (mut most, mut split_units) = (0, 0);
+    let paged = layout.page_table().is_some();
     for sequence in 0..layout.num_sequences() {
         let regime =
-            Regime { num_queries: layout.num_queries(sequence), num_keys: layout.num_keys(sequence) };
+            Regime { num_queries: layout.num_queries(sequence), num_keys: layout.num_keys(sequence), paged };
         if regime.num_queries == 0 {
             continue;
         }

@@ -19,15 +19,17 @@ fn table(device: &dyn Device) -> String {
         for (mask, name) in [(Mask::Full, "full"), (Mask::Causal, "causal"), (window, "window 512")] {
             let params = AttentionParams::new(qo_heads, kv_heads, head_dim).mask(mask);
             text += &format!("\n{qo_heads} query heads over {kv_heads} of {head_dim}, {name}\n");
-            for num_queries in [1, 2, 3, 4, 6, 7, 16, 512, 8192] {
-                for num_keys in [1, 160, 32768].map(|keys: usize| keys.max(num_queries)) {
-                    let regime = Regime { num_queries, num_keys };
+            for num_queries in [1, 2, 3, 4, 6, 7, 16, 17, 512, 8192] {
+                for (num_keys, paged) in [(1, false), (160, false), (160, true), (32768, true)] {
+                    let regime = Regime { num_queries, num_keys: num_queries.max(num_keys), paged };
                     let choice = policy.choose(&params, &regime, None).unwrap();
                     let is_chosen =
                         |rule: &Rule| choice.rule.is_some_and(|chosen| std::ptr::eq(chosen, rule));
                     let rule = policy.rules.iter().position(is_chosen).unwrap();
                     let kernel = policy.kernels[choice.kernel].name;
-                    text += &format!("{num_queries} queries, {num_keys} keys: {kernel} by rule {rule}\n");
+                    let (num_keys, pages) = (regime.num_keys, if paged { " in pages" } else { "" });
+                    text +=
+                        &format!("{num_queries} queries, {num_keys} keys{pages}: {kernel} by rule {rule}\n");
                 }
             }
         }

@@ -339,8 +339,8 @@ mod tests {
 
     #[test]
     fn records_are_dated_files() {
-        let line = "see bench/records/2026-11-22-zen3.csv, bench/records/<date>.csv and bench/records/.";
-        assert_eq!(records(line).collect::<Vec<_>>(), ["bench/records/2026-11-22-zen3.csv"]);
+        let line = "see bench/records/2026-11-23-zen3.csv, bench/records/<date>.csv and bench/records/.";
+        assert_eq!(records(line).collect::<Vec<_>>(), ["bench/records/2026-11-23-zen3.csv"]);
     }
 
     #[test]

@@ -134,7 +134,8 @@ impl Shape {
 
     /// What dispatch looks at.
     pub(crate) fn regime(&self) -> Regime {
-        Regime { num_queries: self.q_len, num_keys: self.kv_len }
+        let paged = self.layout == Layout::Paged;
+        Regime { num_queries: self.q_len, num_keys: self.kv_len, paged }
     }
 
     /// Floating-point operations: two per element of each visible query and key pair and of each value it

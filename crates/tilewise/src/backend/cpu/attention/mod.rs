@@ -39,13 +39,19 @@ pub(super) const RULES: &[Rule] = &[
         kernel: "decode-split-kv",
         when: "at most 6 rows (queries x query heads per KV head): one register tile, memory decides",
         applies: |params, regime| regime.num_queries * params.group_size() <= 6,
-        evidence: "bench/records/2026-11-22-zen3.csv",
+        evidence: "bench/records/2026-11-23-zen3.csv",
+    },
+    Rule {
+        kernel: "decode-split-kv",
+        when: "at most 32 rows, keys in pages: widening them in registers costs less than storing them widened",
+        applies: |params, regime| regime.paged && regime.num_queries * params.group_size() <= 32,
+        evidence: "bench/records/2026-11-23-zen3.csv",
     },
     Rule {
         kernel: "prefill",
         when: "otherwise",
         applies: |_, _| true,
-        evidence: "bench/records/2026-11-22-zen3.csv",
+        evidence: "bench/records/2026-11-23-zen3.csv",
     },
 ];
 
