@@ -397,6 +397,19 @@ fn single_queries(
 }
 
 #[test]
+fn a_query_that_is_not_a_number_has_no_answer_that_is() {
+    everywhere(&KERNELS, |device, spec, what| {
+        let mut sequences = sequences(spec.precision);
+        sequences[3].q[2040 * QO_HEADS * HEAD_DIM] = f32::NAN;
+        let rows = whole(device, spec, &sequences);
+        let row = rows[3][2040 - 2035].iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<f32>>();
+        let (out, lse) = row.split_at(QO_HEADS * VALUE_DIM);
+        assert!(out[..VALUE_DIM].iter().all(|x| x.is_nan()) && lse[0].is_nan(), "{what}: {out:?} {lse:?}");
+        assert!(out[VALUE_DIM..].iter().chain(&lse[1..]).all(|x| x.is_finite()), "{what}: another head");
+    });
+}
+
+#[test]
 fn heads_that_share_an_item_give_the_bits_of_each_alone() {
     const HEADS: usize = 3;
     for set in CpuDevice::instruction_sets() {

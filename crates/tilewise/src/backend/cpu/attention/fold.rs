@@ -92,7 +92,7 @@ pub(crate) struct Scratch {
     pub(super) upcoming: Upcoming,
 }
 
-/// Memory that the next block will be read from.
+/// Memory that will be read next: this block's values, or the next one's keys.
 #[derive(Default)]
 pub(super) struct Upcoming {
     pub(super) regions: Vec<Region>,
@@ -298,7 +298,11 @@ impl Scratch {
             let sees = self.row_view(row, block);
             if !sees.is_empty() {
                 let scores = &self.scores[row * SCORE_STRIDE..][..KV_BLOCK];
-                let max = row_max::<S, WHOLE>(simd, scores, &sees) * scale;
+                let mut max = row_max::<S, WHOLE>(simd, scores, &sees) * scale;
+                // NaNs are passed over; a row that sees nothing else must not look like one that sees nothing.
+                if max == f32::NEG_INFINITY && scores[sees].iter().any(|score| score.is_nan()) {
+                    max = f32::NAN;
+                }
                 self.raise_max(item, tile, row, max);
             }
         }
