@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::dispatch::DispatchPolicy;
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, Error, HostTensor, KvCache,
-    KvCacheConfig, KvLayer, Result, Tensor, TokenView,
+    AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, HostTensor, KvCache, KvCacheConfig,
+    KvLayer, Result, Tensor, TokenView,
 };
 
 /// Facts about a device.
@@ -216,26 +216,4 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Shape`], also for a row outside `x`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
-}
-
-/// Checks that a view fits what a plan expects of it.
-pub(crate) fn check_view(
-    name: &'static str,
-    view: &TokenView<'_>,
-    heads_and_dim: (usize, usize),
-    dtype: DType,
-    indptr: &[u32],
-) -> Result<()> {
-    if (view.num_heads, view.head_dim) != heads_and_dim {
-        let got = (view.num_heads, view.head_dim);
-        return Err(Error::shape(name, format!("heads x dim {got:?}, planned {heads_and_dim:?}")));
-    }
-    if view.tensor.dtype() != dtype {
-        return Err(Error::shape(name, format!("dtype {}, planned {dtype}", view.tensor.dtype())));
-    }
-    if view.extent(indptr) > view.tensor.len() {
-        let why = format!("{:?} is too small for {} tokens", view.tensor, indptr.last().unwrap_or(&0));
-        return Err(Error::shape(name, why));
-    }
-    Ok(())
 }

@@ -24,6 +24,7 @@
 
 mod attention;
 pub mod backend;
+mod checks;
 mod device;
 pub mod dispatch;
 mod dtype;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dispatch::{DispatchPolicy, Regime, Split};
-use crate::{AttentionParams, BatchLayout, Result};
+use crate::{AttentionParams, BatchLayout, DeviceBuffer, Result};
 
 /// A row of attention is a merge, in order, of chunks of this many keys at absolute positions. Every kernel
 /// keeps to it, so that the number of queries computed together cannot change a row.
@@ -49,6 +49,25 @@ pub struct MergeItem {
     pub chunks: usize,
 }
 
+/// How a device wants its work cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tiling {
+    /// Rows (queries times group size) of an item under [`Split::Queries`] at most.
+    pub rows: usize,
+    /// Whether neighbouring KV heads may share an item under [`Split::Keys`].
+    pub join_heads: bool,
+}
+
+/// A device's own copy of a plan.
+#[derive(Clone)]
+pub(crate) struct Resident(pub(crate) Arc<dyn DeviceBuffer>);
+
+impl std::fmt::Debug for Resident {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resident")
+    }
+}
+
 /// What an attention launch will do. Plain data, which only [`partition`] makes: kernels rely on it.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
@@ -64,11 +83,11 @@ pub struct AttentionPlan {
     pub(crate) merges: Vec<MergeItem>,
     /// Elements of f32 workspace for partial states.
     pub(crate) workspace: usize,
+    /// The same in the device's memory, where kernels read it there.
+    pub(crate) resident: Option<Resident>,
 }
 
 /// Divides a batch into independent work items. Pure: no device, no thread count.
-///
-/// `tile_rows` bounds the rows (queries times group size) of an item under [`Split::Queries`].
 ///
 /// # Errors
 /// As [`AttentionParams::validate`] and [`DispatchPolicy::choose`].
@@ -77,7 +96,7 @@ pub fn partition(
     layout: &Arc<BatchLayout>,
     policy: &DispatchPolicy,
     forced: Option<&str>,
-    tile_rows: usize,
+    tiling: Tiling,
 ) -> Result<AttentionPlan> {
     params.validate()?;
     let mut plan = AttentionPlan {
@@ -87,6 +106,7 @@ pub fn partition(
         work: Vec::new(),
         merges: Vec::new(),
         workspace: 0,
+        resident: None,
     };
     let mut choices = Vec::with_capacity(layout.num_sequences());
     let (mut most, mut split_units) = (0, 0);
@@ -107,10 +127,11 @@ pub fn partition(
         }
         choices.push((sequence, regime, choice.kernel));
     }
-    let heads_together = (split_units / SPLIT_ITEMS).clamp(1, params.num_kv_heads);
+    let most_heads = if tiling.join_heads { params.num_kv_heads } else { 1 };
+    let heads_together = (split_units / SPLIT_ITEMS).clamp(1, most_heads);
     for (sequence, regime, kernel) in choices {
         match policy.kernels[kernel].split {
-            Split::Queries => plan.split_queries(kernel, sequence, regime, tile_rows),
+            Split::Queries => plan.split_queries(kernel, sequence, regime, tiling.rows),
             Split::Keys => plan.split_keys(kernel, sequence, regime, heads_together),
         }
     }

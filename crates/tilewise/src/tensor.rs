@@ -111,6 +111,11 @@ impl<'a> HostTensor<'a> {
         }
     }
 
+    /// The extent of the first axis.
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(1)
+    }
+
     /// A view of f32 values.
     ///
     /// # Errors

@@ -43,6 +43,35 @@ fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, Stri
     worst
 }
 
+/// Runs every kernel of a device on every case and prints how close it came.
+fn conform(name: &str, device: &dyn Device, cases: &[AttentionCase]) {
+    for kernel in device.policy().kernels {
+        let (mut run, mut refused, mut largest) = (0, 0, 0.0f64);
+        for (seed, case) in cases.iter().enumerate() {
+            let data = case.data(seed as u64);
+            match common::run(device, case, &data, Some(kernel.name)) {
+                Err(Error::Unsupported { .. }) => refused += 1,
+                Err(error) => panic!("{name} {} {case:?}: {error}", kernel.name),
+                Ok(got) => {
+                    let (error, place) = worst(case, &data, &got);
+                    assert!(
+                        error <= 1.0,
+                        "{name} {} {case:?}: {error} of the tolerance, {place}",
+                        kernel.name
+                    );
+                    largest = largest.max(error);
+                    run += 1;
+                }
+            }
+        }
+        assert!(run > 0, "{name} {} ran no case", kernel.name);
+        println!(
+            "{name} {}: {run} cases, {refused} refused, worst {largest:.3} of the tolerance",
+            kernel.name
+        );
+    }
+}
+
 #[test]
 fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
     // An emulator is several times slower than a machine: it gets every `STRIDE`-th case, and says so. Shapes come in
@@ -52,34 +81,26 @@ fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
     let cases: Vec<AttentionCase> = all.iter().step_by(STRIDE).cloned().collect();
     println!("{} of {} cases", cases.len(), all.len());
     for set in CpuDevice::instruction_sets() {
-        let device = CpuDevice::with_instruction_set(Some(2), set).unwrap();
-        for kernel in device.policy().kernels {
-            let (mut run, mut refused, mut largest) = (0, 0, 0.0f64);
-            for (seed, case) in cases.iter().enumerate() {
-                let data = case.data(seed as u64);
-                match common::run(&device, case, &data, Some(kernel.name)) {
-                    Err(Error::Unsupported { .. }) => refused += 1,
-                    Err(error) => panic!("{set} {} {case:?}: {error}", kernel.name),
-                    Ok(got) => {
-                        let (error, place) = worst(case, &data, &got);
-                        assert!(
-                            error <= 1.0,
-                            "{set} {} {case:?}: {error} of the tolerance, {place}",
-                            kernel.name
-                        );
-                        largest = largest.max(error);
-                        run += 1;
-                    }
-                }
-            }
-            assert!(run > 0, "{set} {} ran no case", kernel.name);
-            println!(
-                "{set} {}: {run} cases, {refused} refused, worst {largest:.3} of the tolerance",
-                kernel.name
-            );
-        }
+        conform(set, &CpuDevice::with_instruction_set(Some(2), set).unwrap(), &cases);
     }
     for set in ["avx512", "avx2", "neon"].iter().filter(|set| !CpuDevice::instruction_sets().contains(set)) {
         println!("{set}: skipped, this machine does not have it");
+    }
+}
+
+#[test]
+fn every_kernel_of_every_gpu_agrees_with_the_oracle() {
+    let all = cases::attention();
+    let gpus = common::gpus();
+    if gpus.is_empty() {
+        println!("gpu: skipped, this machine has no adapter");
+    }
+    for gpu in gpus {
+        // A processor that plays a GPU compiles and runs slowly: every seventh case, which has no factor in common
+        // with the groups of types and layouts.
+        let stride = if gpu.software { 7 } else { 1 };
+        let cases: Vec<AttentionCase> = all.iter().step_by(stride).cloned().collect();
+        println!("{}: {} of {} cases", gpu.name, cases.len(), all.len());
+        conform(&gpu.name, &*gpu.device, &cases);
     }
 }

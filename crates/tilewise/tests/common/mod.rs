@@ -7,10 +7,53 @@ use testkit::cases::{AttentionCase, Data, Layout};
 use testkit::oracle::Visible;
 use testkit::random::Random;
 use testkit::tolerance::Precision;
+use tilewise::backend::cpu::CpuDevice;
 use tilewise::{
     AttentionParams, BatchLayout, DType, Device, HostTensor, Kv, KvCacheConfig, Mask, PageTable, Result,
     Tensor, TokenView,
 };
+
+/// A device under test.
+pub struct Tested {
+    /// What to call it in failures: the instruction set, or the adapter and its arithmetic.
+    pub name: String,
+    pub device: Box<dyn Device>,
+    /// Whether it is a processor that plays a GPU.
+    pub software: bool,
+}
+
+/// Every device of this machine: each instruction set of its processor, each GPU with and without its matrix units.
+pub fn devices() -> Vec<Tested> {
+    let cpu = CpuDevice::instruction_sets().into_iter().map(|set| Tested {
+        name: set.to_owned(),
+        device: Box::new(CpuDevice::with_instruction_set(Some(2), set).unwrap()),
+        software: false,
+    });
+    cpu.chain(gpus()).collect()
+}
+
+/// Every GPU, with and without its matrix units.
+#[cfg(feature = "gpu")]
+pub fn gpus() -> Vec<Tested> {
+    use tilewise::backend::gpu::GpuDevice;
+    let mut all = Vec::new();
+    for (index, adapter) in GpuDevice::adapters().iter().enumerate() {
+        let (full, plain) = (GpuDevice::new(index).unwrap(), GpuDevice::without_matrices(index).unwrap());
+        if full.matrix_tile().is_some() {
+            let name = format!("{} {} with matrices", adapter.name, adapter.description);
+            all.push(Tested { name, device: Box::new(full), software: adapter.software });
+        }
+        let name = format!("{} {}", adapter.name, adapter.description);
+        all.push(Tested { name, device: Box::new(plain), software: adapter.software });
+    }
+    all
+}
+
+/// No GPU in this build.
+#[cfg(not(feature = "gpu"))]
+pub fn gpus() -> Vec<Tested> {
+    Vec::new()
+}
 
 pub fn dtype(precision: Precision) -> DType {
     match precision {

@@ -14,6 +14,7 @@ use super::buffer::{HostBuffer, SharedMut, host};
 use super::simd::{Element, Kernel, LANES, Level, PairedBf16, Simd, paired};
 use super::threads::Pool;
 use super::tile::{FLOWING, HALF, NOTHING, PACKED, Tile, row_tiles, widen, with_rows};
+use crate::checks;
 use crate::{DType, Error, HostTensor, Linear, Result};
 
 /// Inputs per slice: sixteen KiB of widened weights, half of the first cache.
@@ -66,25 +67,9 @@ pub(super) fn pack(
     bias: Option<&[f32]>,
     dtype: DType,
 ) -> Result<Linear> {
-    let Some(&[_, in_features]) = parts.first().map(|part| part.shape) else {
-        return Err(Error::shape("pack_linear", "needs matrices [out, in]"));
-    };
-    let mut rows: Vec<(&HostTensor<'_>, usize)> = Vec::new();
-    for part in parts {
-        match *part.shape {
-            [out, width] if width == in_features && width > 0 && part.dtype != DType::U32 => {
-                rows.extend((0..out).map(|row| (part, row)));
-            }
-            _ => {
-                let why = format!("{:?} of {} beside rows of {in_features}", part.shape, part.dtype);
-                return Err(Error::shape("pack_linear", why));
-            }
-        }
-    }
-    let out_features = rows.len();
-    if bias.is_some_and(|bias| bias.len() != out_features) {
-        return Err(Error::shape("pack_linear", format!("the bias does not have {out_features} elements")));
-    }
+    let (out_features, in_features) = checks::matrix_parts(parts, bias)?;
+    let all_rows = |part| (0..HostTensor::rows(part)).map(move |row| (part, row));
+    let rows: Vec<(&HostTensor<'_>, usize)> = parts.iter().flat_map(all_rows).collect();
     let len = out_features.next_multiple_of(LANES) * in_features;
     let mut buffer = HostBuffer::zeroed(len * dtype.size())?;
     match dtype {

@@ -16,8 +16,9 @@ use self::buffer::{HostBuffer, SharedMut, elements, elements_mut, f32s, f32s_mut
 use self::gemm::Onto;
 use self::simd::{LANES, Level};
 use self::threads::Pool;
+use crate::checks;
 use crate::dispatch::DispatchPolicy;
-use crate::plan::partition;
+use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
     HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView,
@@ -88,9 +89,7 @@ impl CpuDevice {
 
     fn product(&self, weight: &Linear, x: &Tensor, out: &mut Tensor, onto: Onto) -> Result<()> {
         let rows = x.rows();
-        if x.row_len() != weight.in_features || out.row_len() != weight.out_features || out.rows() != rows {
-            return Err(Error::shape("linear", format!("{weight:?} of {x:?} into {out:?}")));
-        }
+        checks::linear(weight, x, out)?;
         let bias = weight.bias.as_ref().map(|bias| f32s("linear bias", bias)).transpose()?;
         let launch = gemm::Launch { level: self.level, pool: &self.pool, packed: &self.packed };
         let x = f32s("linear", x)?;
@@ -115,13 +114,6 @@ impl CpuDevice {
             // SAFETY: every row belongs to one item.
             row(index, unsafe { out.get(index * row_len, row_len) });
         });
-    }
-
-    fn check_span(op: &'static str, x: &Tensor, span: HeadSpan) -> Result<()> {
-        if span.offset + span.num_heads * span.head_dim > x.row_len() {
-            return Err(Error::shape(op, format!("{span:?} in {x:?}")));
-        }
-        Ok(())
     }
 }
 
@@ -152,11 +144,8 @@ impl Device for CpuDevice {
     }
 
     fn write(&self, host: HostTensor<'_>, tensor: &mut Tensor) -> Result<()> {
-        let row_len: usize = host.shape.iter().skip(1).product();
-        if host.dtype != tensor.dtype() || row_len != tensor.row_len() || host.shape.is_empty() {
-            return Err(Error::shape("write", format!("{:?} of {} into {tensor:?}", host.shape, host.dtype)));
-        }
-        tensor.set_rows(host.shape[0])?;
+        let rows = checks::write(&host, tensor)?;
+        tensor.set_rows(rows)?;
         match host.dtype.size() {
             2 => bytemuck::cast_slice_mut(elements_mut::<u16>(tensor)?).copy_from_slice(host.bytes),
             _ => bytemuck::cast_slice_mut(elements_mut::<u32>(tensor)?).copy_from_slice(host.bytes),
@@ -197,13 +186,8 @@ impl Device for CpuDevice {
         layout: &Arc<BatchLayout>,
         forced: Option<&str>,
     ) -> Result<AttentionPlan> {
-        partition(
-            params,
-            layout,
-            &self.policy,
-            forced,
-            attention::tile_rows(params.head_dim.max(params.value_dim)),
-        )
+        let rows = attention::tile_rows(params.head_dim.max(params.value_dim));
+        partition(params, layout, &self.policy, forced, Tiling { rows, join_heads: true })
     }
 
     fn append_kv(
@@ -238,9 +222,7 @@ impl Device for CpuDevice {
     }
 
     fn embed(&self, table: &Linear, ids: &Tensor, out: &mut Tensor) -> Result<()> {
-        if ids.dtype() != DType::U32 || ids.len() != out.rows() || out.row_len() != table.in_features {
-            return Err(Error::shape("embed", format!("{ids:?} of {table:?} into {out:?}")));
-        }
+        checks::embed(table, ids, out)?;
         let ids = elements::<u32>(ids)?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= table.out_features) {
             return Err(Error::shape("embed", format!("id {id} of a table of {}", table.out_features)));
@@ -253,10 +235,8 @@ impl Device for CpuDevice {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        checks::rms_norm(x, weight, out)?;
         let len = x.row_len();
-        if weight.len() != len || out.row_len() != len || out.rows() != x.rows() {
-            return Err(Error::shape("rms_norm", format!("{x:?} with {weight:?} into {out:?}")));
-        }
         let (work, x, weight) = (x.len(), f32s("rms_norm", x)?, f32s("rms_norm", weight)?);
         self.for_rows(f32s_mut("rms_norm", out)?, len, work, |row, out| {
             rows::norm_row(self.level, &x[row * len..(row + 1) * len], weight, eps, out);
@@ -265,10 +245,7 @@ impl Device for CpuDevice {
     }
 
     fn rms_norm_heads(&self, x: &mut Tensor, span: HeadSpan, weight: &Tensor, eps: f32) -> Result<()> {
-        Self::check_span("rms_norm_heads", x, span)?;
-        if weight.len() != span.head_dim {
-            return Err(Error::shape("rms_norm_heads", format!("{weight:?} for {span:?}")));
-        }
+        checks::rms_norm_heads(x, span, weight)?;
         let weight = f32s("rms_norm_heads", weight)?;
         let (len, work) = (x.row_len(), x.rows() * span.num_heads * span.head_dim);
         self.for_rows(f32s_mut("rms_norm_heads", x)?, len, work, |_, row| {
@@ -281,15 +258,8 @@ impl Device for CpuDevice {
     }
 
     fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
-        Self::check_span("rope", x, span)?;
+        checks::rope(x, span, table, positions)?;
         let rotary_dim = table.row_len();
-        if rotary_dim > span.head_dim
-            || !rotary_dim.is_multiple_of(2)
-            || positions.len() != x.rows()
-            || positions.dtype() != DType::U32
-        {
-            return Err(Error::shape("rope", format!("{span:?} of {x:?} by {table:?} at {positions:?}")));
-        }
         let (rows_in_table, positions) = (table.rows(), elements::<u32>(positions)?);
         if let Some(position) = positions.iter().find(|&&p| p as usize >= rows_in_table) {
             return Err(Error::shape("rope", format!("position {position} of a table of {rows_in_table}")));
@@ -307,10 +277,8 @@ impl Device for CpuDevice {
     }
 
     fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        checks::silu_mul(gate_up, out)?;
         let len = out.row_len();
-        if gate_up.row_len() != 2 * len || gate_up.rows() != out.rows() {
-            return Err(Error::shape("silu_mul", format!("{gate_up:?} into {out:?}")));
-        }
         let (work, gate_up) = (gate_up.len(), f32s("silu_mul", gate_up)?);
         self.for_rows(f32s_mut("silu_mul", out)?, len, work, |row, out| {
             self.level.run(rows::SiluMul { gate_up: &gate_up[row * 2 * len..(row + 1) * 2 * len], out });
@@ -319,13 +287,8 @@ impl Device for CpuDevice {
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        checks::gather_rows(x, rows, out)?;
         let len = x.row_len();
-        if out.row_len() != len
-            || out.rows() != rows.len()
-            || rows.iter().any(|&row| row as usize >= x.rows())
-        {
-            return Err(Error::shape("gather_rows", format!("{} rows of {x:?} into {out:?}", rows.len())));
-        }
         let x = f32s("gather_rows", x)?;
         for (out, &row) in f32s_mut("gather_rows", out)?.chunks_exact_mut(len).zip(rows) {
             out.copy_from_slice(&x[row as usize * len..][..len]);

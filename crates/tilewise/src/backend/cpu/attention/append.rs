@@ -3,8 +3,8 @@
 use super::super::buffer::{SharedMut, elements_mut, f32s};
 use super::super::simd::{LANES, PairedBf16, paired};
 use super::super::threads::Pool;
-use super::check_pages;
-use crate::device::check_view;
+use super::value_row;
+use crate::checks;
 use crate::{AttentionPlan, DType, Error, KvLayer, Result, TokenView};
 
 /// An element type that f32 narrows to, and where a lane of sixteen is stored.
@@ -46,11 +46,7 @@ pub(in super::super) fn append_kv(
     values: TokenView<'_>,
     layer: &mut KvLayer,
 ) -> Result<()> {
-    check_pages(plan, layer)?;
-    let params = &plan.params;
-    let indptr = plan.layout.qo_indptr();
-    check_view("new keys", &keys, (params.num_kv_heads, params.head_dim), DType::F32, indptr)?;
-    check_view("new values", &values, (params.num_kv_heads, params.value_dim), DType::F32, indptr)?;
+    checks::append(plan, &keys, &values, layer, value_row(plan.params.value_dim))?;
     match layer.config.dtype {
         DType::F32 => typed::<f32>(pool, plan, keys, values, layer),
         DType::F16 => typed::<half::f16>(pool, plan, keys, values, layer),
@@ -67,7 +63,7 @@ fn typed<T: Narrow>(
     layer: &mut KvLayer,
 ) -> Result<()> {
     let config = layer.config;
-    let value_row = config.value_dim.next_multiple_of(LANES);
+    let value_row = value_row(config.value_dim);
     let (k, v) = (f32s("append_kv", new_keys.tensor)?, f32s("append_kv", new_values.tensor)?);
     let key_pages = SharedMut::new(elements_mut::<T>(&mut layer.keys)?);
     let value_pages = SharedMut::new(elements_mut::<T>(&mut layer.values)?);
@@ -87,7 +83,7 @@ fn typed<T: Narrow>(
             let slot = position % config.page_size;
             let panel = page * config.page_size * config.head_dim + slot / LANES * LANES * config.head_dim;
             let values = config.page_size * value_row;
-            // SAFETY: `check_pages` found the page inside the tensor; this item alone writes this head of it.
+            // SAFETY: `checks::append` found the page inside the tensor; this item alone writes this head of it.
             let (panel, values) = unsafe {
                 (key_pages.get(panel, LANES * config.head_dim), value_pages.get(page * values, values))
             };

@@ -21,7 +21,7 @@ use super::buffer::{elements, host};
 use super::simd::{Element, Kernel, LANES, Level, Simd};
 use super::threads::Pool;
 use super::tile::load_some;
-use crate::device::check_view;
+use crate::checks;
 use crate::dispatch::{KernelInfo, Rule, Split};
 use crate::plan::WorkItem;
 use crate::{AttentionPlan, DType, Error, Kv, KvLayer, Result, Tensor, TokenView};
@@ -90,8 +90,7 @@ impl Launch<'_> {
         lse: Option<&mut Tensor>,
     ) -> Result<()> {
         let params = &plan.params;
-        check_view("q", &q, (params.num_qo_heads, params.head_dim), params.q_dtype, plan.layout.qo_indptr())?;
-        check_kv(plan, &kv)?;
+        checks::attention_inputs(plan, &q, &kv, value_row(params.value_dim))?;
         // Every state is written before it is read: what an earlier launch left there does not matter.
         let mut workspace = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if workspace.len() < plan.workspace {
@@ -165,7 +164,7 @@ fn paged_source<'a, P>(
     work: &WorkItem,
 ) -> Paged<'a, P> {
     let config = &layer.config;
-    let value_row = config.value_dim.next_multiple_of(LANES);
+    let value_row = value_row(config.value_dim);
     let (key_head, value_head) = (config.page_size * config.head_dim, config.page_size * value_row);
     Paged {
         keys: keys[work.kv_heads.start * key_head..].as_ptr(),
@@ -180,44 +179,9 @@ fn paged_source<'a, P>(
     }
 }
 
-/// Checks keys and values against the plan, pages included, before anything is read.
-fn check_kv(plan: &AttentionPlan, kv: &Kv<'_>) -> Result<()> {
-    let params = &plan.params;
-    match kv {
-        Kv::Paged(layer) => check_pages(plan, layer),
-        Kv::Contiguous { keys, values } => {
-            let indptr = plan.layout.kv_indptr();
-            check_view("keys", keys, (params.num_kv_heads, params.head_dim), params.kv_dtype, indptr)?;
-            check_view("values", values, (params.num_kv_heads, params.value_dim), params.kv_dtype, indptr)
-        }
-    }
-}
-
-/// Checks that a layer is what the plan expects and holds every page of its table.
-fn check_pages(plan: &AttentionPlan, layer: &KvLayer) -> Result<()> {
-    let (params, config) = (&plan.params, &layer.config);
-    let Some(table) = plan.layout.page_table() else {
-        return Err(Error::shape("pages", "the batch was laid out without a page table"));
-    };
-    let planned = (params.num_kv_heads, params.head_dim, params.value_dim, params.kv_dtype, table.page_size);
-    let got = (config.num_kv_heads, config.head_dim, config.value_dim, config.dtype, config.page_size);
-    if planned != got {
-        return Err(Error::shape("pages", format!("the cache is {got:?}, planned {planned:?}")));
-    }
-    // The fields of a cache are public: its tensors must be as large as its configuration says.
-    let heads = config.num_pages.saturating_mul(config.num_kv_heads).saturating_mul(config.page_size);
-    let value_row = config.value_dim.next_multiple_of(LANES);
-    if layer.keys.len() < heads.saturating_mul(config.head_dim)
-        || layer.values.len() < heads.saturating_mul(value_row)
-    {
-        return Err(Error::shape("pages", format!("{layer:?} is smaller than its configuration")));
-    }
-    match plan.layout.max_page() {
-        Some(page) if page as usize >= config.num_pages => {
-            Err(Error::shape("pages", format!("page {page} of a cache of {}", config.num_pages)))
-        }
-        _ => Ok(()),
-    }
+/// Elements of a value in a page: whole panels.
+fn value_row(value_dim: usize) -> usize {
+    value_dim.next_multiple_of(LANES)
 }
 
 /// The queries of a launch.

@@ -3,6 +3,7 @@
 use super::super::buffer::{SharedMut, elements_mut, f32s_mut};
 use super::super::simd::{Kernel, LANES, Narrow, Simd};
 use super::fold::{Item, Scratch};
+use crate::checks;
 use crate::plan::MergeItem;
 use crate::softmax::{lse, merge_row};
 use crate::{AttentionPlan, DType, Error, Result, SoftmaxState, Tensor};
@@ -32,29 +33,8 @@ impl<'a> Output<'a> {
         lse: Option<&'a mut Tensor>,
         workspace: &'a mut [f32],
     ) -> Result<Self> {
-        let (heads, dim) = (plan.params.num_qo_heads, plan.params.value_dim);
-        let total = plan.layout.total_queries();
-        let dense = out.shape().len() == 4;
-        let want = total * heads * dim;
-        if dense {
-            let tokens = out.shape()[2];
-            let same = (0..plan.layout.num_sequences()).all(|b| plan.layout.num_queries(b) == tokens);
-            if out.shape() != [plan.layout.num_sequences(), heads, tokens, dim] || !same {
-                return Err(Error::shape("attention out", format!("{out:?} is not the batch's dense shape")));
-            }
-        } else if out.len() != want || out.rows() != total {
-            return Err(Error::shape(
-                "attention out",
-                format!("{out:?} for {total} tokens of {heads} x {dim}"),
-            ));
-        }
-        // The same number of elements in the other order would be filled in silence.
-        let sums = if dense { out.shape()[..3].to_vec() } else { vec![total, heads] };
-        if let Some(lse) = &lse
-            && lse.shape() != sums
-        {
-            return Err(Error::shape("attention lse", format!("{lse:?} instead of {sums:?}")));
-        }
+        let dense = checks::attention_outputs(plan, out, lse.as_deref())?;
+        let heads = plan.params.num_qo_heads;
         let tokens = if dense { out.shape()[2] } else { 0 };
         Ok(Self {
             out: match out.dtype() {

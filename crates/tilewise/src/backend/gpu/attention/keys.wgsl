@@ -1,0 +1,83 @@
+// Where queries, keys and values are, and which keys a row sees.
+
+// Where the vector of a query's head starts.
+fn q_start(sequence: Sequence, item: Item, row: u32) -> u32 {
+    let query = row / args.group;
+    let head = item.head * args.group + row % args.group;
+    let token = select(sequence.index * args.q_batch + query * args.q_token,
+                       (sequence.query_begin + query) * args.q_token, args.q_batch == 0u);
+    return args.q_offset + token + head * args.q_head;
+}
+
+#if PAGED
+fn slot(sequence: Sequence, item: Item, key: u32) -> u32 {
+    let page = plan[args.pages_at + sequence.page_begin + key / ${PAGE}u];
+    return (page * args.heads + item.head - args.first_head) * ${PAGE}u + key % ${PAGE}u;
+}
+fn key_start(sequence: Sequence, item: Item, key: u32) -> u32 { return slot(sequence, item, key) * D; }
+fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 { return slot(sequence, item, key) * DV; }
+#else
+fn key_start(sequence: Sequence, item: Item, key: u32) -> u32 {
+    let token = select(sequence.index * args.k_batch + key * args.k_token,
+                       (sequence.key_begin + key) * args.k_token, args.k_batch == 0u);
+    return args.k_offset + token + item.head * args.k_head;
+}
+fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 {
+    let token = select(sequence.index * args.v_batch + key * args.v_token,
+                       (sequence.key_begin + key) * args.v_token, args.v_batch == 0u);
+    return args.v_offset + token + item.head * args.v_head;
+}
+#end
+
+// The keys that a row sees are those from x to before y.
+fn visible(sequence: Sequence, item: Item, row: u32) -> vec2<u32> {
+    let query = i32((item.row_begin + row) / args.group);
+    let keys = i32(sequence.keys);
+    let position = query + keys - i32(sequence.queries);
+    var end = keys;
+    if (args.mask & 1u) != 0u {
+        end = min(end, query + max(keys - i32(sequence.queries), 0) + 1);
+    }
+    if (args.mask & 4u) != 0u {
+        end = min(end, clamp(position + i32(args.right) + 1, 0, keys));
+    }
+    var begin = 0;
+    if (args.mask & 2u) != 0u {
+        begin = clamp(position - i32(args.left), 0, keys);
+    }
+    return vec2<u32>(u32(begin), u32(end));
+}
+
+fn sees(sequence: Sequence, item: Item, row: u32, key: u32) -> bool {
+    let range = visible(sequence, item, row);
+    return item.row_begin + row < item.row_end && key >= max(range.x, item.key_begin)
+        && key < min(range.y, item.key_end);
+}
+
+#if Q_WORDS
+fn q_at(i: u32) -> f32 {
+    let word = q[i >> 1u];
+#if Q_F16
+    return unpack2x16float(word)[i & 1u];
+#else
+    return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));
+#end
+}
+#else
+fn q_at(i: u32) -> f32 { return q[i]; }
+#end
+
+#if KV_WORDS
+fn kv_of(word: u32, i: u32) -> f32 {
+#if KV_F16
+    return unpack2x16float(word)[i & 1u];
+#else
+    return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));
+#end
+}
+fn k_at(i: u32) -> f32 { return kv_of(k[i >> 1u], i); }
+fn v_at(i: u32) -> f32 { return kv_of(v[i >> 1u], i); }
+#else
+fn k_at(i: u32) -> f32 { return k[i]; }
+fn v_at(i: u32) -> f32 { return v[i]; }
+#end

@@ -1,0 +1,296 @@
+//! Attention on the GPU: the kernels, the rules that choose among them, and the launch.
+
+mod resident;
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::memory::{GpuBuffer, gpu};
+use super::pipeline::Specialisation;
+use super::rows::{Args, spread};
+use crate::dispatch::{KernelInfo, Rule, Split};
+use crate::{
+    AttentionParams, AttentionPlan, DType, DeviceBuffer, Error, Kv, KvLayer, Mask, Result, Tensor, TokenView,
+    checks,
+};
+
+pub(super) use self::resident::{Resident, reside};
+
+/// The kernels, in the order of [`Path`].
+pub(super) const KERNELS: &[KernelInfo] = &[
+    KernelInfo { name: "prefill", split: Split::Queries, refuses: |_| None },
+    KernelInfo { name: "decode-split-kv", split: Split::Keys, refuses: |_| None },
+];
+
+/// The rules, first match first.
+pub(super) const RULES: &[Rule] = &[
+    Rule {
+        kernel: "decode-split-kv",
+        when: "at most 16 rows (queries x query heads per KV head): one tile, memory decides",
+        applies: |params, regime| regime.num_queries * params.group_size() <= 16,
+        evidence: "bench/records/2026-11-23-h200.csv",
+    },
+    Rule {
+        kernel: "prefill",
+        when: "otherwise",
+        applies: |_, _| true,
+        evidence: "bench/records/2026-11-23-h200.csv",
+    },
+];
+
+/// The pages of a layer's keys or values: the heads of each buffer, and the buffer.
+pub(super) struct Pages {
+    pub parts: Vec<(std::ops::Range<usize>, GpuBuffer)>,
+}
+
+impl DeviceBuffer for Pages {}
+
+impl Pages {
+    pub(super) fn of(tensor: &Tensor) -> Result<&Self> {
+        (tensor.buffer() as &dyn std::any::Any)
+            .downcast_ref()
+            .ok_or_else(|| Error::shape("pages", "belong to another device than the gpu"))
+    }
+}
+
+/// Rows of a work group of the f32 kernel: its queries should take at most 8 KiB of workgroup memory.
+pub(super) fn tile_rows(params: &AttentionParams) -> usize {
+    (2048 / params.head_dim.max(params.value_dim) / 4 * 4).clamp(4, 16)
+}
+
+/// The type of 16-bit elements, as names of the templates.
+fn words(dtype: DType) -> (&'static str, u32, u32) {
+    match dtype {
+        DType::F16 => ("u32", 1, 1),
+        DType::Bf16 => ("u32", 1, 0),
+        _ => ("f32", 0, 0),
+    }
+}
+
+/// Writes new keys and values; see [`crate::Device::append_kv`].
+pub(super) fn append(
+    context: &Context,
+    plan: &AttentionPlan,
+    keys: TokenView<'_>,
+    values: TokenView<'_>,
+    layer: &KvLayer,
+) -> Result<()> {
+    checks::append(plan, &keys, &values, layer, plan.params.value_dim)?;
+    let resident = resident::of(plan)?;
+    let tokens = plan.layout.total_queries();
+    for (view, tensor) in [(keys, &layer.keys), (values, &layer.values)] {
+        let pages = Pages::of(tensor)?;
+        let (pair, f32s, f16s, bf16s) = match tensor.dtype() {
+            DType::F32 => ("vec2<f32>", 1, 0, 0),
+            DType::F16 => ("vec2<f16>", 0, 1, 0),
+            _ => ("u32", 0, 0, 1),
+        };
+        let kernel = Specialisation::new("append", include_str!("append.wgsl"))
+            .set("DIM", view.head_dim)
+            .set("PAGE", layer.config.page_size)
+            .set("PAIR", pair)
+            .set("F32", f32s)
+            .set("F16", f16s)
+            .set("BF16", bf16s);
+        for (heads, buffer) in &pages.parts {
+            let count = tokens * heads.len() * view.head_dim / 2;
+            let args = Args::default().numbers(&[
+                count,
+                view.offset,
+                view.batch_stride.unwrap_or(0),
+                view.token_stride,
+                view.head_stride,
+                resident.tokens_at,
+                heads.start,
+                heads.len(),
+            ]);
+            let buffers = [gpu(view.tensor)?, &resident.buffer, buffer];
+            context.run(kernel.clone(), &buffers, &args, spread(count.div_ceil(64)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The KV heads that are in a pair of buffers.
+struct Bound<'a> {
+    heads: std::ops::Range<usize>,
+    keys: &'a GpuBuffer,
+    values: &'a GpuBuffer,
+}
+
+/// One call of [`attention`], whose work may take several launches.
+struct Launcher<'a> {
+    context: &'a Context,
+    plan: &'a AttentionPlan,
+    resident: &'a Resident,
+    q: TokenView<'a>,
+    kv: Kv<'a>,
+    out: &'a Tensor,
+    lse: Option<&'a Tensor>,
+    /// Whether outputs are `[batch, heads, tokens]`.
+    dense: bool,
+    partial: GpuBuffer,
+}
+
+/// Runs a plan; see [`crate::Device::attention`].
+pub(super) fn attention(
+    context: &Arc<Context>,
+    plan: &AttentionPlan,
+    q: TokenView<'_>,
+    kv: Kv<'_>,
+    out: &Tensor,
+    lse: Option<&Tensor>,
+) -> Result<()> {
+    checks::attention_inputs(plan, &q, &kv, plan.params.value_dim)?;
+    let dense = checks::attention_outputs(plan, out, lse)?;
+    let resident = resident::of(plan)?;
+    let partial =
+        GpuBuffer::new(context, || "partial states of attention".to_owned(), plan.workspace as u64 * 4)?;
+    let launcher = Launcher { context, plan, resident, q, kv, out, lse, dense, partial };
+    let bound: Vec<Bound<'_>> = match kv {
+        Kv::Paged(layer) => {
+            let (keys, values) = (Pages::of(&layer.keys)?, Pages::of(&layer.values)?);
+            let pairs = keys.parts.iter().zip(&values.parts);
+            pairs.map(|((heads, keys), (_, values))| Bound { heads: heads.clone(), keys, values }).collect()
+        }
+        Kv::Contiguous { keys, values } => {
+            let heads = 0..plan.params.num_kv_heads;
+            vec![Bound { heads, keys: gpu(keys.tensor)?, values: gpu(values.tensor)? }]
+        }
+    };
+    for bound in &bound {
+        for path in [Path::Prefill, Path::Decode] {
+            if !resident.items[path as usize].is_empty() {
+                launcher.fold(path, bound)?;
+            }
+        }
+        if resident.merges > 0 {
+            launcher.merge(bound)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a work item does; the index in [`KERNELS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Prefill,
+    Decode,
+}
+
+impl Launcher<'_> {
+    /// Computes the items of a kernel.
+    fn fold(&self, path: Path, bound: &Bound<'_>) -> Result<()> {
+        let (params, resident) = (&self.plan.params, self.resident);
+        let stored = match self.kv {
+            Kv::Paged(layer) => layer.keys.dtype(),
+            Kv::Contiguous { .. } => params.kv_dtype,
+        };
+        let (q_type, q_words, q_f16) = words(params.q_dtype);
+        let (kv_type, kv_words, kv_f16) = words(stored);
+        let rows = tile_rows(params);
+        let kernel = self
+            .store(Specialisation::new("attention-fma", FMA))
+            .set("ROWS", rows)
+            .set("D", params.head_dim)
+            .set("DV", params.value_dim)
+            .set("PAIRS", (rows * params.value_dim / 2).div_ceil(128))
+            .set("Q", q_type)
+            .set("Q_WORDS", q_words)
+            .set("Q_F16", q_f16)
+            .set("KV", kv_type)
+            .set("KV_WORDS", kv_words)
+            .set("KV_F16", kv_f16)
+            .set("MERGES", u32::from(path == Path::Prefill))
+            .set("PAGED", u32::from(matches!(self.kv, Kv::Paged(_))))
+            .set("PAGE", self.plan.layout.page_table().map_or(16, |table| table.page_size));
+        let items = resident.items[path as usize].clone();
+        let first = resident.items_at + 8 * items.start;
+        let (mask, left, right) = mask(params.mask);
+        let view = |view: &TokenView<'_>| {
+            [view.offset, view.batch_stride.unwrap_or(0), view.token_stride, view.head_stride]
+        };
+        let (k, v) = match &self.kv {
+            Kv::Paged(_) => ([0; 4], [0; 4]),
+            Kv::Contiguous { keys, values } => (view(keys), view(values)),
+        };
+        let args = Args::default()
+            .numbers(&[items.len(), first, resident.sequences_at, resident.pages_at])
+            .float(params.sm_scale * std::f32::consts::LOG2_E)
+            .numbers(&[mask, left, right])
+            .numbers(&view(&self.q))
+            .numbers(&k)
+            .numbers(&v)
+            .numbers(&self.out_strides())
+            .numbers(&[bound.heads.start, bound.heads.len(), params.group_size()]);
+        let (q, out) = (gpu(self.q.tensor)?, gpu(self.out)?);
+        let buffers = [&resident.buffer, q, bound.keys, bound.values, out, self.lse()?, &self.partial];
+        self.context.run(kernel, &buffers, &args, spread(items.len()))
+    }
+
+    /// Merges the chunks of rows that several items have computed.
+    fn merge(&self, bound: &Bound<'_>) -> Result<()> {
+        let (params, resident) = (&self.plan.params, self.resident);
+        let kernel = self.store(Specialisation::new("attention-merge", MERGE)).set("DV", params.value_dim);
+        let args = Args::default()
+            .numbers(&[resident.sequences_at, resident.merges_at])
+            .numbers(&self.out_strides())
+            .numbers(&[bound.heads.start, bound.heads.len(), params.group_size()]);
+        let buffers = [&resident.buffer, &self.partial, gpu(self.out)?, self.lse()?];
+        let groups = [resident.merges as u32, resident.merge_rows as u32, 1];
+        self.context.run(kernel, &buffers, &args, groups)
+    }
+
+    /// The lse, or something to bind in its place.
+    fn lse(&self) -> Result<&GpuBuffer> {
+        Ok(self.lse.map(gpu).transpose()?.unwrap_or(&self.resident.unused))
+    }
+
+    /// Sets how outputs are stored.
+    fn store(&self, kernel: Specialisation) -> Specialisation {
+        let (name, f32s, f16s) = match self.out.dtype() {
+            DType::F16 => ("vec2<f16>", 0, 1),
+            DType::Bf16 => ("u32", 0, 0),
+            _ => ("vec2<f32>", 1, 0),
+        };
+        let lse = u32::from(self.lse.is_some());
+        kernel.set("OUT", name).set("OUT_F32", f32s).set("OUT_F16", f16s).set("LSE", lse)
+    }
+
+    /// Rows between batches (0 for ragged tokens), tokens and heads.
+    fn out_strides(&self) -> [usize; 3] {
+        let heads = self.plan.params.num_qo_heads;
+        if self.dense {
+            let tokens = self.out.shape()[2];
+            [heads * tokens, 1, tokens]
+        } else {
+            [0, heads, 1]
+        }
+    }
+}
+
+const FMA: &str = concat!(
+    "#if OUT_F16\nenable f16;\n#end\n",
+    include_str!("attention_fma.wgsl"),
+    include_str!("items.wgsl"),
+    include_str!("keys.wgsl"),
+    include_str!("state.wgsl")
+);
+
+const MERGE: &str = concat!(
+    "#if OUT_F16\nenable f16;\n#end\n",
+    include_str!("merge.wgsl"),
+    include_str!("items.wgsl"),
+    include_str!("state.wgsl")
+);
+
+/// Which limits apply, and the radii.
+fn mask(mask: Mask) -> (usize, usize, usize) {
+    let Mask::Window { left, right, causal } = mask else {
+        return (usize::from(mask == Mask::Causal), 0, 0);
+    };
+    let flags = usize::from(causal) + 2 * usize::from(left.is_some()) + 4 * usize::from(right.is_some());
+    // Positions are below 2^31: a larger radius sees as much.
+    let radius = |radius: Option<u32>| radius.unwrap_or(0).min(1 << 30) as usize;
+    (flags, radius(left), radius(right))
+}

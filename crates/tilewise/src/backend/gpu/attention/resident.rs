@@ -1,0 +1,124 @@
+//! A plan in the device's memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::super::context::Context;
+use super::super::memory::GpuBuffer;
+use super::KERNELS;
+use crate::plan::WorkItem;
+use crate::{AttentionPlan, DeviceBuffer, Error, Result, plan};
+
+/// Where the parts of a plan are in its buffer, in words.
+pub(in super::super) struct Resident {
+    pub buffer: GpuBuffer,
+    /// Bound where a kernel takes an output that is not asked for.
+    pub unused: GpuBuffer,
+    pub sequences_at: usize,
+    pub pages_at: usize,
+    pub items_at: usize,
+    /// The items of each kernel.
+    pub items: [Range<usize>; KERNELS.len()],
+    pub merges_at: usize,
+    pub merges: usize,
+    /// The most rows that a merge has.
+    pub merge_rows: usize,
+    pub tokens_at: usize,
+}
+
+impl DeviceBuffer for Resident {}
+
+/// The device's copy of a plan that this backend made.
+pub(super) fn of(plan: &AttentionPlan) -> Result<&Resident> {
+    let found = plan.resident.as_ref().and_then(|own| (&*own.0 as &dyn std::any::Any).downcast_ref());
+    found.ok_or_else(|| Error::shape("attention", "the plan was made by another device than the gpu"))
+}
+
+/// Copies a plan to the device; `rows` bounds the rows of a work group.
+pub(in super::super) fn reside(context: &Arc<Context>, plan: &mut AttentionPlan, rows: usize) -> Result<()> {
+    let layout = &plan.layout;
+    let mut words: Vec<u32> = Vec::new();
+    let sequences_at = 0;
+    for sequence in 0..layout.num_sequences() {
+        let page_begin = layout.page_table().map_or(0, |table| table.indptr[sequence]);
+        words.extend([
+            sequence as u32,
+            layout.qo_indptr()[sequence],
+            layout.num_queries(sequence) as u32,
+            layout.kv_indptr()[sequence],
+            layout.num_keys(sequence) as u32,
+            page_begin,
+        ]);
+    }
+    let pages_at = words.len();
+    words.extend(layout.page_table().iter().flat_map(|table| &table.pages));
+    let items_at = words.len();
+    let mut items = [0..0, 0..0];
+    let mut end = 0;
+    for (kernel, range) in items.iter_mut().enumerate() {
+        let start = end;
+        for work in plan.work.iter().filter(|work| work.kernel == kernel) {
+            end += item_words(plan, work, rows, &mut words);
+        }
+        *range = start..end;
+    }
+    let merges_at = words.len();
+    let mut merge_rows = 0;
+    let group = plan.params.group_size();
+    for merge in &plan.merges {
+        let own_rows = layout.num_queries(merge.sequence) * group;
+        merge_rows = merge_rows.max(own_rows);
+        let apart = own_rows * (plan.params.value_dim + 2);
+        words.extend([merge.sequence, merge.kv_head, 0, own_rows, merge.chunks, apart].map(|n| n as u32));
+        words.extend([merge.first_partial as u32 + 1, 0]);
+    }
+    let tokens_at = words.len();
+    if let Some(table) = layout.page_table() {
+        for sequence in 0..layout.num_sequences() {
+            let queries = layout.num_queries(sequence);
+            let first = layout.num_keys(sequence) - queries;
+            for token in 0..queries {
+                let position = first + token;
+                let page = layout.pages(sequence)[position / table.page_size];
+                words.extend([sequence as u32, token as u32, page, (position % table.page_size) as u32]);
+            }
+        }
+    }
+    if plan.workspace >= u32::MAX as usize || words.len() >= u32::MAX as usize {
+        let bytes = plan.workspace.saturating_mul(4);
+        return Err(Error::OutOfMemory { what: "partial states of attention".to_owned(), bytes });
+    }
+    let buffer = GpuBuffer::new(context, || "an attention plan".to_owned(), words.len() as u64 * 4)?;
+    context.write(&buffer, 0, bytemuck::cast_slice(&words))?;
+    let unused = GpuBuffer::new(context, || "an attention plan".to_owned(), 4)?;
+    let merges = plan.merges.len();
+    plan.resident = Some(plan::Resident(Arc::new(Resident {
+        buffer,
+        unused,
+        sequences_at,
+        pages_at,
+        items_at,
+        items,
+        merges_at,
+        merges,
+        merge_rows,
+        tokens_at,
+    })));
+    Ok(())
+}
+
+/// Cuts a work item into tiles of rows; returns how many.
+fn item_words(plan: &AttentionPlan, work: &WorkItem, rows: usize, words: &mut Vec<u32>) -> usize {
+    let (group, state) = (plan.params.group_size(), plan.params.value_dim + 2);
+    let all = work.queries.start * group..work.queries.end * group;
+    let mut tiles = 0;
+    for begin in all.clone().step_by(rows) {
+        let end = all.end.min(begin + rows);
+        // Items that are split over keys have all rows of their sequence: states are in their order.
+        let partial = work.partial.map_or(0, |first| first + begin * state + 1);
+        words.extend([work.sequence, work.kv_heads.start, begin, end].map(|n| n as u32));
+        words.extend([work.keys.start as u32, work.keys.end as u32, partial as u32, 0]);
+        tiles += 1;
+    }
+    tiles
+}

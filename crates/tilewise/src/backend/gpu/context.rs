@@ -1,0 +1,319 @@
+//! The adapter, its queue, and the commands that wait to be submitted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use wgpu::Features;
+
+use super::memory::{GpuBuffer, Pool};
+use super::pipeline::Pipelines;
+use crate::{Error, Result};
+
+/// Submits what is recorded after this many launches, so that the device starts while the rest is recorded.
+const EARLY: u64 = 48;
+
+/// What an adapter can do, as far as kernels are chosen by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Abilities {
+    /// Rows and columns of its matrix unit's tiles with f16 in and f32 out; `None` without one.
+    pub matrix_tile: Option<u32>,
+    /// Threads of a subgroup, where they are always as many.
+    pub subgroup: Option<u32>,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Bytes of the largest buffer that a kernel can see.
+    pub binding: u64,
+}
+
+/// A device with its queue, memory and pipelines.
+pub(super) struct Context {
+    pub name: String,
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub info: wgpu::AdapterInfo,
+    pub abilities: Abilities,
+    pub pipelines: Pipelines,
+    pub pool: Pool,
+    recorder: Mutex<Recorder>,
+    /// Counts submissions; what a buffer was last used in.
+    epoch: AtomicU64,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// Commands that are recorded but not submitted.
+#[derive(Default)]
+struct Recorder {
+    encoder: Option<wgpu::CommandEncoder>,
+    pass: Option<wgpu::ComputePass<'static>>,
+    launches: u64,
+    /// Launches and submissions since the device was opened.
+    total: Counts,
+}
+
+/// How much has been asked of a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels launched.
+    pub launches: u64,
+    /// Command buffers submitted.
+    pub submissions: u64,
+    /// Results read back to the host.
+    pub downloads: u64,
+}
+
+/// One launch of a kernel.
+pub(super) struct Launch<'a> {
+    pub kernel: &'a super::pipeline::Pipeline,
+    /// In the order of the bindings.
+    pub buffers: &'a [&'a GpuBuffer],
+    /// The kernel's arguments.
+    pub immediates: &'a [u8],
+    pub groups: [u32; 3],
+}
+
+/// All adapters, real ones first.
+pub(super) fn adapters() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// Whether an adapter is a processor that plays a GPU.
+pub(super) fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    info.device_type == wgpu::DeviceType::Cpu
+}
+
+impl Context {
+    pub(super) fn open(name: &str, adapter: &wgpu::Adapter, use_matrices: bool) -> Result<Self> {
+        let fail = |why: String| Error::Device { device: name.to_owned(), why };
+        let info = adapter.get_info();
+        let wanted = Features::SHADER_F16
+            | Features::SUBGROUP
+            | Features::SUBGROUP_BARRIER
+            | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | Features::IMMEDIATES
+            | Features::TIMESTAMP_QUERY
+            | Features::PIPELINE_CACHE;
+        let features = adapter.features() & wanted;
+        if !features.contains(Features::IMMEDIATES) {
+            return Err(fail(format!("{} has no immediate data", info.name)));
+        }
+        let limits = adapter.limits();
+        // SAFETY: the experimental part is cooperative matrices, whose known faults (alignment of workgroup memory,
+        // work groups of one subgroup) the kernels are written around.
+        let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("tilewise"),
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features,
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| fail(error.to_string()))?;
+        let failure = Arc::new(Mutex::new(None));
+        let note = failure.clone();
+        device.set_device_lost_callback(move |reason, why| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                remember(&note, format!("lost: {why}"));
+            }
+        });
+        let note = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| remember(&note, error.to_string())));
+        let subgroup = (features.contains(Features::SUBGROUP)
+            && info.subgroup_min_size == info.subgroup_max_size)
+            .then_some(info.subgroup_min_size);
+        let matrices = use_matrices
+            && features.contains(
+                Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP_BARRIER | Features::SHADER_F16,
+            );
+        let abilities = Abilities {
+            matrix_tile: if matrices && subgroup.is_some() { matrix_tile(adapter) } else { None },
+            subgroup,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            pipelines: Pipelines::new(&device, &info, features.contains(Features::PIPELINE_CACHE)),
+            pool: Pool::default(),
+            recorder: Mutex::default(),
+            epoch: AtomicU64::new(1),
+            device,
+            queue,
+            info,
+            abilities,
+            failure,
+        })
+    }
+
+    /// An error if the device has failed; it never recovers.
+    pub(super) fn check(&self) -> Result<()> {
+        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(why) => Err(Error::Device { device: self.name.clone(), why: why.clone() }),
+        }
+    }
+
+    /// The submission that commands recorded now will be part of.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.lock().total
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a launch.
+    pub(super) fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        if launch.groups.contains(&0) {
+            return Ok(());
+        }
+        self.check()?;
+        let bind_group = self.pipelines.bind_group(&self.device, launch.kernel, launch.buffers);
+        let mut recorder = self.lock();
+        let epoch = self.epoch();
+        launch.buffers.iter().for_each(|buffer| buffer.used_in(epoch));
+        let recorder = &mut *recorder;
+        let pass = recorder.pass.get_or_insert_with(|| {
+            let encoder = recorder
+                .encoder
+                .get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            encoder.begin_compute_pass(&Default::default()).forget_lifetime()
+        });
+        pass.set_pipeline(&launch.kernel.pipeline);
+        pass.set_bind_group(0, &bind_group, &[]);
+        if !launch.immediates.is_empty() {
+            pass.set_immediates(0, launch.immediates);
+        }
+        let [x, y, z] = launch.groups;
+        pass.dispatch_workgroups(x, y, z);
+        recorder.launches += 1;
+        recorder.total.launches += 1;
+        if recorder.launches == EARLY {
+            self.submit_locked(recorder);
+        }
+        Ok(())
+    }
+
+    /// Writes to a buffer, after everything recorded so far.
+    pub(super) fn write(&self, buffer: &GpuBuffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check()?;
+        let mut recorder = self.lock();
+        if buffer.last_use() == self.epoch() {
+            self.submit_locked(&mut recorder);
+        }
+        let whole = bytes.len() / 4 * 4;
+        self.queue.write_buffer(buffer.raw(), offset, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut last = [0; 4];
+            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.queue.write_buffer(buffer.raw(), offset + whole as u64, &last);
+        }
+        Ok(())
+    }
+
+    /// Fills a buffer with zeros.
+    pub(super) fn clear(&self, buffer: &GpuBuffer) -> Result<()> {
+        self.check()?;
+        let mut recorder = self.lock();
+        recorder.pass = None;
+        buffer.used_in(self.epoch());
+        let encoder =
+            recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+        encoder.clear_buffer(buffer.raw(), 0, None);
+        Ok(())
+    }
+
+    /// Waits until what has been written is on the device, so that the host's copies go.
+    pub(super) fn flush_writes(&self) -> Result<()> {
+        self.submit();
+        self.queue.submit([]);
+        self.wait()
+    }
+
+    /// Reads `len` bytes of a buffer, after everything recorded so far.
+    pub(super) fn read(&self, buffer: &GpuBuffer, len: u64) -> Result<Vec<u8>> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        self.check()?;
+        let staging = self.pool.staging(&self.device, len);
+        {
+            let mut recorder = self.lock();
+            recorder.total.downloads += 1;
+            recorder.pass = None;
+            let encoder = recorder
+                .encoder
+                .get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            encoder.copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, len.next_multiple_of(4));
+            self.submit_locked(&mut recorder);
+        }
+        let slice = staging.slice(..len.next_multiple_of(4));
+        slice.map_async(wgpu::MapMode::Read, |_| {});
+        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        let failed = |why: String| Error::Device { device: self.name.clone(), why };
+        waited.map_err(|error| failed(error.to_string()))?;
+        let bytes =
+            slice.get_mapped_range().map_err(|error| failed(error.to_string()))?[..len as usize].to_vec();
+        staging.unmap();
+        self.pool.return_staging(staging);
+        Ok(bytes)
+    }
+
+    /// Waits until everything recorded so far is done.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.submit();
+        let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        waited.map_err(|error| Error::Device { device: self.name.clone(), why: error.to_string() })?;
+        Ok(())
+    }
+
+    /// Submits what is recorded.
+    pub(super) fn submit(&self) {
+        self.submit_locked(&mut self.lock());
+    }
+
+    fn submit_locked(&self, recorder: &mut Recorder) {
+        recorder.pass = None;
+        recorder.launches = 0;
+        if let Some(encoder) = recorder.encoder.take() {
+            self.queue.submit([encoder.finish()]);
+            recorder.total.submissions += 1;
+            self.epoch.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Keeps the first failure, which is the cause of the others.
+fn remember(failure: &Mutex<Option<String>>, why: String) {
+    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+}
+
+/// The largest square tile with f16 in and f32 out that the kernels are written for.
+fn matrix_tile(adapter: &wgpu::Adapter) -> Option<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let has = |size: u32| {
+        adapter.cooperative_matrix_properties().iter().any(|p| {
+            (p.m_size, p.n_size, p.k_size) == (size, size, size) && p.ab_type == F16 && p.cr_type == F32
+        })
+    };
+    [16, 8].into_iter().find(|&size| has(size))
+}

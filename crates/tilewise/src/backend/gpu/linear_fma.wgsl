@@ -1,0 +1,106 @@
+// out = x W^T * scale + bias (+ out), each output one chain of fused multiply-adds over the inputs in order.
+// W is [outputs, stride] row-major, padded with zeros; the work group's rows and columns share both through tiles.
+#if F16
+enable f16;
+#end
+
+const TILE_ROWS = ${ROWS}u;
+const TILE_COLUMNS = 64u;
+const STEP = 32u;
+
+struct Args {
+    rows: u32,
+    inputs: u32,
+    outputs: u32,        // of this part
+    stride: u32,         // elements between rows of W
+    out_row: u32,        // elements between rows of out
+    first: u32,          // the first output of this part
+}
+var<immediate> args: Args;
+
+@group(0) @binding(0) var<storage, read> x: array<$IN>;
+@group(0) @binding(1) var<storage, read> weight: array<$WEIGHT>;
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<$OUT>;
+
+var<workgroup> x_tile: array<f32, ${ROWS * 33}>;
+var<workgroup> w_tile: array<f32, ${64 * 33}>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first_row = group.y * TILE_ROWS;
+    let first_column = group.x * TILE_COLUMNS;
+    let column = thread % 16u;
+    let row = thread / 16u;
+#for r in 0..ROWS / 16
+#for c in 0..4
+    var acc_${r}_$c = 0.0;
+#end
+#end
+#if CHAIN_FROM_OUT
+#for r in 0..ROWS / 16
+#for c in 0..4
+    {
+        let at_row = first_row + row + ${r * 16}u;
+        let at_column = first_column + column + ${c * 16}u;
+        if at_row < args.rows && at_column < args.outputs {
+            acc_${r}_$c = f32(out[at_row * args.out_row + args.first + at_column]);
+        }
+    }
+#end
+#end
+#end
+    for (var k = 0u; k < args.inputs; k += STEP) {
+        for (var i = thread; i < TILE_ROWS * STEP; i += 256u) {
+            let at_row = first_row + i / STEP;
+            let at = k + i % STEP;
+            var value = 0.0;
+            if at_row < args.rows && at < args.inputs {
+                value = f32(x[at_row * args.inputs + at]);
+            }
+            x_tile[i / STEP * 33u + i % STEP] = value;
+        }
+        for (var i = thread; i < TILE_COLUMNS * STEP; i += 256u) {
+            let at_column = first_column + i / STEP;
+            var value = 0.0;
+            if at_column < args.outputs {
+                value = f32(weight[at_column * args.stride + k + i % STEP]);
+            }
+            w_tile[i / STEP * 33u + i % STEP] = value;
+        }
+        workgroupBarrier();
+        let steps = min(STEP, args.inputs - k);
+        for (var i = 0u; i < steps; i++) {
+#for c in 0..4
+            let w_$c = w_tile[(column + ${c * 16}u) * 33u + i];
+#end
+#for r in 0..ROWS / 16
+            let x_$r = x_tile[(row + ${r * 16}u) * 33u + i];
+#for c in 0..4
+            acc_${r}_$c = fma(x_$r, w_$c, acc_${r}_$c);
+#end
+#end
+        }
+        workgroupBarrier();
+    }
+#for r in 0..ROWS / 16
+#for c in 0..4
+    {
+        let at_row = first_row + row + ${r * 16}u;
+        let at_column = first_column + column + ${c * 16}u;
+        if at_row < args.rows && at_column < args.outputs {
+            let at = at_row * args.out_row + args.first + at_column;
+            var value = acc_${r}_$c * scales[at_column];
+#if BIAS
+            value += bias[args.first + at_column];
+#end
+#if ADD
+            value += f32(out[at]);
+#end
+            out[at] = $OUT(value);
+        }
+    }
+#end
+#end
+}

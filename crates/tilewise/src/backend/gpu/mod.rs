@@ -1,0 +1,303 @@
+//! GPUs through wgpu: Metal, Vulkan and DX12. Kernels are WGSL templates; operations are recorded and run in order.
+
+mod attention;
+mod context;
+mod linear;
+mod memory;
+mod pipeline;
+mod rows;
+mod template;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use self::attention::Pages;
+use self::context::Context;
+pub use self::context::Counts;
+use self::linear::Onto;
+use self::memory::{GpuBuffer, gpu};
+use crate::dispatch::DispatchPolicy;
+use crate::plan::{Tiling, partition};
+use crate::{
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
+    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView, checks,
+};
+
+/// A GPU.
+pub struct GpuDevice {
+    caps: DeviceCaps,
+    policy: DispatchPolicy,
+    context: Arc<Context>,
+}
+
+/// What there is to open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterSummary {
+    /// The name to open it by: `gpu:0`.
+    pub name: String,
+    /// What it is, by its driver.
+    pub description: String,
+    /// Whether it is a processor that plays a GPU.
+    pub software: bool,
+}
+
+impl GpuDevice {
+    /// The adapters of this machine, real ones first.
+    pub fn adapters() -> Vec<AdapterSummary> {
+        let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
+            let info = adapter.get_info();
+            AdapterSummary {
+                name: format!("gpu:{index}"),
+                description: describe(&info),
+                software: context::is_software(&info),
+            }
+        };
+        context::adapters().iter().enumerate().map(describe).collect()
+    }
+
+    /// Opens an adapter by its place in [`Self::adapters`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none or it cannot run the kernels.
+    pub fn new(index: usize) -> Result<Self> {
+        Self::open(index, true)
+    }
+
+    /// The same without its matrix units, as on adapters that have none.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_matrices(index: usize) -> Result<Self> {
+        Self::open(index, false)
+    }
+
+    fn open(index: usize, matrices: bool) -> Result<Self> {
+        let name = format!("gpu:{index}");
+        let adapters = context::adapters();
+        let Some(adapter) = adapters.get(index) else {
+            let why = format!("this machine has {} GPU adapters; use cpu", adapters.len());
+            return Err(Error::Device { device: name, why });
+        };
+        let context = Arc::new(Context::open(&name, adapter, matrices)?);
+        let caps = DeviceCaps { name, description: describe(&context.info), memory: memory_guess(&context) };
+        let policy = DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES };
+        Ok(Self { caps, policy, context })
+    }
+
+    /// Rows and columns of the tiles of its matrix units, where they are used.
+    pub fn matrix_tile(&self) -> Option<u32> {
+        self.context.abilities.matrix_tile
+    }
+
+    /// What has been asked of the device so far.
+    pub fn counts(&self) -> Counts {
+        self.context.counts()
+    }
+
+    fn tensor(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
+        let what = || format!("a tensor {shape:?}");
+        let bytes = bytes.ok_or_else(|| Error::OutOfMemory { what: what(), bytes: usize::MAX })?;
+        // Matrix units read rows of activations by tiles.
+        let padded = if let &[rows, len] = shape {
+            bytes.saturating_add((rows.next_multiple_of(16) - rows) * len * dtype.size())
+        } else {
+            bytes
+        };
+        Ok(Tensor::from_buffer(shape, dtype, Box::new(GpuBuffer::new(&self.context, what, padded as u64)?)))
+    }
+
+    /// Keys or values of a layer, in as many buffers as the device needs to see them.
+    fn pages(&self, config: &KvCacheConfig, dim: usize) -> Result<Tensor> {
+        let head = config.num_pages.saturating_mul(config.page_size * dim * config.dtype.size());
+        let together = (self.context.abilities.binding as usize / head.max(1)).min(config.num_kv_heads);
+        let what = || format!("pages of {} keys or values per head", config.num_pages * config.page_size);
+        if together == 0 {
+            return Err(Error::OutOfMemory { what: what(), bytes: head });
+        }
+        let mut parts = Vec::new();
+        for first in (0..config.num_kv_heads).step_by(together) {
+            let heads = first..config.num_kv_heads.min(first + together);
+            let buffer = GpuBuffer::new(&self.context, what, (head * heads.len()) as u64)?;
+            self.context.clear(&buffer)?;
+            parts.push((heads, buffer));
+        }
+        let shape = [config.num_pages * config.num_kv_heads, config.page_size * dim];
+        Ok(Tensor::from_buffer(&shape, config.dtype, Box::new(Pages { parts })))
+    }
+}
+
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    format!("{} ({:?}, {})", info.name, info.backend, info.driver_info)
+}
+
+/// wgpu does not say how much memory there is: what a tensor can have, several times over.
+fn memory_guess(context: &Context) -> usize {
+    (context.abilities.binding as usize).saturating_mul(4)
+}
+
+impl Device for GpuDevice {
+    fn caps(&self) -> &DeviceCaps {
+        &self.caps
+    }
+
+    fn policy(&self) -> &DispatchPolicy {
+        &self.policy
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        Err(Error::unsupported("ceilings", "the gpu yet"))
+    }
+
+    fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let tensor = self.tensor(shape, dtype)?;
+        self.context.clear(gpu(&tensor)?)?;
+        Ok(tensor)
+    }
+
+    fn upload(&self, host: HostTensor<'_>) -> Result<Tensor> {
+        let tensor = self.tensor(host.shape, host.dtype)?;
+        self.fill(&tensor, host)?;
+        Ok(tensor)
+    }
+
+    fn write(&self, host: HostTensor<'_>, tensor: &mut Tensor) -> Result<()> {
+        let rows = checks::write(&host, tensor)?;
+        tensor.set_rows(rows)?;
+        self.fill(tensor, host)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let len = (tensor.len() * tensor.dtype().size()) as u64;
+        let bytes = match Pages::of(tensor) {
+            Err(_) => self.context.read(gpu(tensor)?, len)?,
+            Ok(pages) => {
+                let heads: usize = pages.parts.iter().map(|(heads, _)| heads.len()).sum();
+                let mut bytes = Vec::new();
+                for (own, buffer) in &pages.parts {
+                    bytes.extend(self.context.read(buffer, len / heads as u64 * own.len() as u64)?);
+                }
+                bytes
+            }
+        };
+        Ok(match tensor.dtype() {
+            DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
+            DType::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_ne_bytes(*b).to_f32()).collect(),
+            DType::Bf16 => {
+                bytes.as_chunks().0.iter().map(|b| half::bf16::from_ne_bytes(*b).to_f32()).collect()
+            }
+            DType::U32 => bytes.as_chunks().0.iter().map(|b| u32::from_ne_bytes(*b) as f32).collect(),
+        })
+    }
+
+    fn alloc_kv(&self, config: &KvCacheConfig) -> Result<KvCache> {
+        config.validate()?;
+        let layers = (0..config.num_layers).map(|_| {
+            let (keys, values) =
+                (self.pages(config, config.head_dim)?, self.pages(config, config.value_dim)?);
+            Ok(KvLayer { keys, values, config: *config })
+        });
+        Ok(KvCache { layers: layers.collect::<Result<_>>()?, config: *config })
+    }
+
+    fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {
+        let mut linear = linear::pack(&self.context, parts, bias, dtype)?;
+        linear.bias = bias.map(|bias| self.upload(HostTensor::f32(&[bias.len()], bias)?)).transpose()?;
+        Ok(linear)
+    }
+
+    fn plan_attention(
+        &self,
+        params: &AttentionParams,
+        layout: &Arc<BatchLayout>,
+        forced: Option<&str>,
+    ) -> Result<AttentionPlan> {
+        let rows = attention::tile_rows(params);
+        let mut plan = partition(params, layout, &self.policy, forced, Tiling { rows, join_heads: false })?;
+        attention::reside(&self.context, &mut plan, rows)?;
+        Ok(plan)
+    }
+
+    fn append_kv(
+        &self,
+        plan: &AttentionPlan,
+        keys: TokenView<'_>,
+        values: TokenView<'_>,
+        layer: &mut KvLayer,
+    ) -> Result<()> {
+        attention::append(&self.context, plan, keys, values, layer)
+    }
+
+    fn attention(
+        &self,
+        plan: &AttentionPlan,
+        q: TokenView<'_>,
+        kv: Kv<'_>,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+    ) -> Result<()> {
+        attention::attention(&self.context, plan, q, kv, out, lse.as_deref())
+    }
+
+    fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        linear::product(&self.context, weight, x, out, Onto::Zero)
+    }
+
+    fn linear_add(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        linear::product(&self.context, weight, x, out, Onto::Out)
+    }
+
+    fn embed(&self, table: &Linear, ids: &Tensor, out: &mut Tensor) -> Result<()> {
+        checks::embed(table, ids, out)?;
+        let largest = gpu(ids)?.largest.load(Ordering::Relaxed) as usize;
+        if !ids.is_empty() && largest >= table.out_features {
+            return Err(Error::shape("embed", format!("id {largest} of a table of {}", table.out_features)));
+        }
+        linear::embed(&self.context, table, ids, out)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &mut Tensor) -> Result<()> {
+        checks::rms_norm(x, weight, out)?;
+        self.context.rms_norm(x, weight, eps, out)
+    }
+
+    fn rms_norm_heads(&self, x: &mut Tensor, span: HeadSpan, weight: &Tensor, eps: f32) -> Result<()> {
+        checks::rms_norm_heads(x, span, weight)?;
+        self.context.rms_norm_heads(x, span, weight, eps)
+    }
+
+    fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
+        checks::rope(x, span, table, positions)?;
+        let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
+        if !positions.is_empty() && largest >= table.rows() {
+            return Err(Error::shape("rope", format!("position {largest} of a table of {}", table.rows())));
+        }
+        self.context.rope(x, span, table, positions)
+    }
+
+    fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        checks::silu_mul(gate_up, out)?;
+        self.context.silu_mul(gate_up, out)
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        checks::gather_rows(x, rows, out)?;
+        let ids = GpuBuffer::new(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
+        self.context.write(&ids, 0, bytemuck::cast_slice(rows))?;
+        let dtype = rows::wgsl("gather_rows", x)?;
+        self.context.gather((gpu(x)?, dtype), None, (x.row_len(), 0, x.rows()), &ids, out)
+    }
+}
+
+impl GpuDevice {
+    /// Copies host elements to the front of a tensor.
+    fn fill(&self, tensor: &Tensor, host: HostTensor<'_>) -> Result<()> {
+        let buffer = gpu(tensor)?;
+        if host.dtype == DType::U32 {
+            let numbers = host.bytes.as_chunks().0.iter().map(|b| u32::from_ne_bytes(*b));
+            buffer.largest.store(numbers.max().unwrap_or(0), Ordering::Relaxed);
+        }
+        self.context.write(buffer, 0, host.bytes)
+    }
+}

@@ -1,0 +1,159 @@
+//! Kernels from WGSL templates: specialised, compiled once, and kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::memory::GpuBuffer;
+use super::template;
+
+/// What a kernel is made of: a template and the words it is specialised with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Specialisation {
+    /// Its name, for errors and traces.
+    pub name: &'static str,
+    /// The template.
+    pub source: &'static str,
+    /// Values of the template's names.
+    pub values: Vec<(&'static str, String)>,
+}
+
+impl Specialisation {
+    /// A template with no values yet.
+    pub(super) fn new(name: &'static str, source: &'static str) -> Self {
+        Self { name, source, values: Vec::new() }
+    }
+
+    /// The same with a name set.
+    #[must_use]
+    #[allow(clippy::needless_pass_by_value)] // numbers and names, as they come
+    pub(super) fn set(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.values.push((name, value.to_string()));
+        self
+    }
+
+    /// The WGSL text.
+    pub(super) fn expand(&self) -> String {
+        template::expand(self.source, &self.values)
+            .unwrap_or_else(|why| panic!("kernel {}: {why}", self.name))
+    }
+}
+
+/// A compiled kernel.
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    id: usize,
+}
+
+/// All kernels compiled so far, and the bind groups made for them.
+pub(super) struct Pipelines {
+    compiled: Mutex<HashMap<Specialisation, Arc<Pipeline>>>,
+    groups: Mutex<HashMap<(usize, Vec<wgpu::Buffer>), wgpu::BindGroup>>,
+    cache: Option<wgpu::PipelineCache>,
+}
+
+impl Pipelines {
+    pub(super) fn new(device: &wgpu::Device, _info: &wgpu::AdapterInfo, can_cache: bool) -> Self {
+        let cache = can_cache.then(|| {
+            let descriptor =
+                wgpu::PipelineCacheDescriptor { label: Some("tilewise"), data: None, fallback: true };
+            // SAFETY: no data of unknown origin is handed in.
+            unsafe { device.create_pipeline_cache(&descriptor) }
+        });
+        Self { compiled: Mutex::default(), groups: Mutex::default(), cache }
+    }
+
+    /// The kernel, compiled at its first use.
+    pub(super) fn get(&self, device: &wgpu::Device, kernel: Specialisation) -> Arc<Pipeline> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = compiled.get(&kernel) {
+            return pipeline.clone();
+        }
+        let pipeline = Arc::new(self.compile(device, &kernel, compiled.len()));
+        compiled.insert(kernel, pipeline.clone());
+        pipeline
+    }
+
+    fn compile(&self, device: &wgpu::Device, kernel: &Specialisation, id: usize) -> Pipeline {
+        let text = kernel.expand();
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name),
+            source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
+        };
+        // SAFETY: kernels index within what the host has checked before each launch, and their loops end.
+        let module = unsafe {
+            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        };
+        let interface = template::interface(&text);
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = interface
+            .bindings
+            .iter()
+            .map(|&(binding, read_only)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(kernel.name),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: interface.immediates,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.cache.as_ref(),
+        });
+        Pipeline { pipeline, layout, id }
+    }
+
+    /// The bind group of a kernel and its buffers.
+    pub(super) fn bind_group(
+        &self,
+        device: &wgpu::Device,
+        kernel: &Pipeline,
+        buffers: &[&GpuBuffer],
+    ) -> wgpu::BindGroup {
+        let key = (kernel.id, buffers.iter().map(|buffer| buffer.raw().clone()).collect::<Vec<_>>());
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(&key) {
+            return group.clone();
+        }
+        // Bind groups keep their buffers alive: a cache without bound would be a leak.
+        if groups.len() >= 4096 {
+            groups.clear();
+        }
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = (0u32..)
+            .zip(&key.1)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &kernel.layout,
+            entries: &entries,
+        });
+        groups.insert(key, group.clone());
+        group
+    }
+
+    /// Drops the bind groups that hold a buffer.
+    pub(super) fn forget(&self, buffer: &wgpu::Buffer) {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|(_, buffers), _| !buffers.contains(buffer));
+    }
+}

@@ -1,0 +1,130 @@
+//! Launches of the operations on rows: norms, rotations, activation, gathering.
+
+use std::sync::Arc;
+
+use super::context::{Context, Launch};
+use super::memory::{GpuBuffer, gpu};
+use super::pipeline::{Pipeline, Specialisation};
+use crate::{DType, Error, HeadSpan, Result, Tensor};
+
+/// Work groups of a launch, over two axes: one axis holds 65535.
+pub(super) fn spread(groups: usize) -> [u32; 3] {
+    const ROW: usize = 32768;
+    if groups <= ROW { [groups as u32, 1, 1] } else { [ROW as u32, groups.div_ceil(ROW) as u32, 1] }
+}
+
+/// The name of an element type in WGSL, for the types that activations have.
+pub(super) fn wgsl(op: &'static str, tensor: &Tensor) -> Result<&'static str> {
+    match tensor.dtype() {
+        DType::F32 => Ok("f32"),
+        DType::F16 => Ok("f16"),
+        _ => Err(Error::shape(op, format!("needs f32, got {tensor:?}"))),
+    }
+}
+
+/// Checks that a tensor is f32.
+pub(super) fn f32_only<'a>(op: &'static str, tensor: &'a Tensor) -> Result<&'a GpuBuffer> {
+    if tensor.dtype() != DType::F32 {
+        return Err(Error::shape(op, format!("needs f32, got {tensor:?}")));
+    }
+    gpu(tensor)
+}
+
+/// Arguments of a kernel, four bytes each.
+#[derive(Default)]
+pub(super) struct Args(Vec<u32>);
+
+impl Args {
+    pub(super) fn numbers(mut self, numbers: &[usize]) -> Self {
+        self.0.extend(numbers.iter().map(|&n| n as u32));
+        self
+    }
+
+    pub(super) fn float(mut self, x: f32) -> Self {
+        self.0.push(x.to_bits());
+        self
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl Context {
+    pub(super) fn kernel(&self, kernel: Specialisation) -> Arc<Pipeline> {
+        self.pipelines.get(&self.device, kernel)
+    }
+
+    pub(super) fn run(
+        &self,
+        kernel: Specialisation,
+        buffers: &[&GpuBuffer],
+        args: &Args,
+        groups: [u32; 3],
+    ) -> Result<()> {
+        let kernel = self.kernel(kernel);
+        self.launch(&Launch { kernel: &kernel, buffers, immediates: args.bytes(), groups })
+    }
+
+    pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
+        let len = x.row_len();
+        let buffers = [f32_only("rms_norm", x)?, f32_only("rms_norm", weight)?, gpu(out)?];
+        let to = wgsl("rms_norm", out)?;
+        let args = Args::default().numbers(&[x.rows(), 1, len, len, 0, len, 0]).float(eps);
+        let kernel = norm(256).set("IN_PLACE", 0).set("OUT", to).set("F16", u32::from(to == "f16"));
+        self.run(kernel, &buffers, &args, spread(x.rows()))
+    }
+
+    pub(super) fn rms_norm_heads(&self, x: &Tensor, span: HeadSpan, weight: &Tensor, eps: f32) -> Result<()> {
+        let buffers = [f32_only("rms_norm_heads", x)?, f32_only("rms_norm_heads", weight)?];
+        let count = x.rows() * span.num_heads;
+        let numbers = [count, span.num_heads, span.head_dim, x.row_len(), span.offset, 0, 0];
+        let args = Args::default().numbers(&numbers).float(eps);
+        let kernel = norm(64).set("IN_PLACE", 1).set("OUT", "f32").set("F16", 0);
+        self.run(kernel, &buffers, &args, spread(count))
+    }
+
+    pub(super) fn rope(&self, x: &Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
+        let buffers = [f32_only("rope", x)?, f32_only("rope", table)?, gpu(positions)?];
+        let half = table.row_len() / 2;
+        let pairs = x.rows() * span.num_heads * half;
+        let numbers = [pairs, span.num_heads, span.head_dim, half, x.row_len(), span.offset];
+        let kernel = Specialisation::new("rope", include_str!("rope.wgsl"));
+        self.run(kernel, &buffers, &Args::default().numbers(&numbers), spread(pairs.div_ceil(64)))
+    }
+
+    pub(super) fn silu_mul(&self, gate_up: &Tensor, out: &Tensor) -> Result<()> {
+        let (from, to) = (wgsl("silu_mul", gate_up)?, wgsl("silu_mul", out)?);
+        let kernel = Specialisation::new("silu", include_str!("silu.wgsl"))
+            .set("IN", from)
+            .set("OUT", to)
+            .set("F16", u32::from(from == "f16" || to == "f16"));
+        let args = Args::default().numbers(&[out.len(), out.row_len()]);
+        self.run(kernel, &[gpu(gate_up)?, gpu(out)?], &args, spread(out.len().div_ceil(256)))
+    }
+
+    /// `out[i] = table[rows[i] - first]` where the table has that row.
+    pub(super) fn gather(
+        &self,
+        (table, dtype): (&GpuBuffer, &'static str),
+        scales: Option<&GpuBuffer>,
+        (stride, first, table_rows): (usize, usize, usize),
+        rows: &GpuBuffer,
+        out: &Tensor,
+    ) -> Result<()> {
+        let kernel = Specialisation::new("gather", include_str!("gather.wgsl"))
+            .set("IN", dtype)
+            .set("F16", u32::from(dtype == "f16"))
+            .set("SCALED", u32::from(scales.is_some()));
+        let args = Args::default().numbers(&[out.len(), out.row_len(), stride, first, table_rows]);
+        let mut buffers = vec![table, rows, f32_only("gather", out)?];
+        buffers.extend(scales);
+        self.run(kernel, &buffers, &args, spread(out.len().div_ceil(256)))
+    }
+}
+
+fn norm(threads: u32) -> Specialisation {
+    Specialisation::new("rms_norm", include_str!("norm.wgsl"))
+        .set("THREADS", threads)
+        .set("LOG", threads.ilog2())
+}
