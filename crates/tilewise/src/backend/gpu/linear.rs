@@ -5,9 +5,9 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 
 use super::context::Context;
-use super::memory::{GpuBuffer, gpu};
+use super::memory::{GpuBuffer, Scratch, gpu};
 use super::pipeline::Specialisation;
-use super::rows::{Args, wgsl};
+use super::rows::{Args, spread, wgsl};
 use crate::{DType, DeviceBuffer, Error, HostTensor, Linear, Result, Tensor, checks};
 
 /// Inputs are padded with zeros to a multiple of this.
@@ -23,6 +23,12 @@ pub(super) struct Matrix {
     stride: usize,
     /// `f32` or `f16`.
     dtype: &'static str,
+}
+
+impl Matrix {
+    fn outputs(&self) -> usize {
+        self.parts.iter().map(|part| part.outputs).sum()
+    }
 }
 
 /// Some rows of a matrix.
@@ -64,7 +70,7 @@ pub(super) fn pack(
     let rows: Vec<(&HostTensor<'_>, usize)> = parts.iter().flat_map(all_rows).collect();
     let mut matrix = Matrix { parts: Vec::new(), stride, dtype: name };
     for (index, rows) in rows.chunks(most).enumerate() {
-        let bytes = rows.len().next_multiple_of(16) * stride * size;
+        let bytes = rows.len().next_multiple_of(16) * stride * size; // whole tiles
         let what = || format!("a matrix of {} rows", rows.len());
         let weights = GpuBuffer::new(context, what, bytes as u64)?;
         let mut scales = Vec::with_capacity(rows.len());
@@ -164,38 +170,163 @@ pub(super) enum Onto {
     Out,
 }
 
+/// Rows up to which a work group has all of them.
+const MANY: usize = 64;
+
 /// `out = x W^T + bias`, or `out +=` it.
+///
+/// Matrix units take f16: `x` is rounded to it, to the nearest.
 pub(super) fn product(
-    context: &Context,
+    context: &Arc<Context>,
+    scratch: &Scratch,
     weight: &Linear,
     x: &Tensor,
-    out: &Tensor,
-    onto: Onto,
+    (out, onto): (&Tensor, Onto),
 ) -> Result<()> {
     checks::linear(weight, x, out)?;
+    if x.rows() == 0 {
+        return Ok(());
+    }
     let matrix = matrix(weight)?;
-    let (from, to) = (wgsl("linear", x)?, wgsl("linear", out)?);
     let bias = weight.bias.as_ref().map(gpu).transpose()?;
-    let (x_buffer, out_buffer) = (gpu(x)?, gpu(out)?);
-    let tile_rows = if x.rows() <= 16 { 16 } else { 64 };
-    let chained = onto == Onto::Out && matrix.dtype == "f32";
-    for part in &matrix.parts {
+    let call = Product { context, matrix, bias, x, out, onto };
+    match (context.abilities.matrix_tile, context.abilities.subgroup) {
+        (Some(tile), Some(subgroup)) if matrix.dtype == "f16" && x.row_len().is_multiple_of(STEP) => {
+            call.on_matrix_units(scratch, tile as usize, subgroup as usize)
+        }
+        _ => call.by_multiply_adds(),
+    }
+}
+
+/// One product with all parts of a matrix.
+struct Product<'a> {
+    context: &'a Arc<Context>,
+    matrix: &'a Matrix,
+    bias: Option<&'a GpuBuffer>,
+    x: &'a Tensor,
+    out: &'a Tensor,
+    onto: Onto,
+}
+
+impl Product<'_> {
+    fn by_multiply_adds(&self) -> Result<()> {
+        let (from, to) = (wgsl("linear", self.x)?, wgsl("linear", self.out)?);
+        let tile_rows = if self.x.rows() <= 16 { 16 } else { 64 };
+        let chained = self.onto == Onto::Out && self.matrix.dtype == "f32";
         let kernel = Specialisation::new("linear-fma", include_str!("linear_fma.wgsl"))
             .set("ROWS", tile_rows)
             .set("IN", from)
-            .set("WEIGHT", matrix.dtype)
+            .set("WEIGHT", self.matrix.dtype)
             .set("OUT", to)
-            .set("F16", u32::from([from, to, matrix.dtype].contains(&"f16")))
-            .set("BIAS", u32::from(bias.is_some()))
+            .set("F16", u32::from([from, to, self.matrix.dtype].contains(&"f16")))
+            .set("BIAS", u32::from(self.bias.is_some()))
             .set("CHAIN_FROM_OUT", u32::from(chained))
-            .set("ADD", u32::from(onto == Onto::Out && !chained));
-        let buffers = [x_buffer, &part.weights, &part.scales, bias.unwrap_or(&part.scales), out_buffer];
-        let numbers = [x.rows(), x.row_len(), part.outputs, matrix.stride, out.row_len(), part.first];
-        let groups = [part.outputs.div_ceil(64) as u32, x.rows().div_ceil(tile_rows) as u32, 1];
-        context.run(kernel, &buffers, &Args::default().numbers(&numbers), groups)?;
+            .set("ADD", u32::from(self.onto == Onto::Out && !chained));
+        let groups = |part: &Part| [part.outputs.div_ceil(64), self.x.rows().div_ceil(tile_rows)];
+        self.run(&kernel, gpu(self.x)?, groups)
     }
-    Ok(())
+
+    fn on_matrix_units(&self, scratch: &Scratch, tile: usize, subgroup: usize) -> Result<()> {
+        let rows = self.x.rows();
+        let halves = self.halves(scratch)?;
+        let x = match &halves {
+            Some(buffer) => buffer,
+            None => gpu(self.x)?,
+        };
+        let shape = TileShape::new(tile, rows, self.x.row_len(), self.matrix.outputs());
+        let kernel = shape
+            .kernel(tile, subgroup)
+            .set("SYNC", self.context.abilities.subgroup_barrier())
+            .set("WIDE", u32::from(self.context.abilities.vector_tiles))
+            .set("KW", if self.context.abilities.vector_tiles { 4 } else { 1 })
+            .set("OUT", wgsl("linear", self.out)?)
+            .set("BIAS", u32::from(self.bias.is_some()))
+            .set("ADD", u32::from(self.onto == Onto::Out));
+        let groups =
+            |part: &Part| [rows.div_ceil(shape.rows * tile), part.outputs.div_ceil(shape.columns * tile)];
+        self.run(&kernel, x, groups)
+    }
+
+    /// The input in f16, where it is not so already.
+    fn halves(&self, scratch: &Scratch) -> Result<Option<Arc<GpuBuffer>>> {
+        if wgsl("linear", self.x)? == "f16" {
+            return Ok(None);
+        }
+        let buffer = scratch.get(self.context, 2 * self.x.len() as u64)?;
+        let count = self.x.len() / 4;
+        let kernel = Specialisation::new("cast", include_str!("cast.wgsl"));
+        let args = Args::default().numbers(&[count]);
+        self.context.run(kernel, &[gpu(self.x)?, &buffer], &args, spread(count.div_ceil(64)))?;
+        Ok(Some(buffer))
+    }
+
+    fn run(
+        &self,
+        kernel: &Specialisation,
+        x: &GpuBuffer,
+        groups: impl Fn(&Part) -> [usize; 2],
+    ) -> Result<()> {
+        let (rows, inputs, out_row) = (self.x.rows(), self.x.row_len(), self.out.row_len());
+        for part in &self.matrix.parts {
+            let bias = self.bias.unwrap_or(&part.scales);
+            let buffers = [x, &part.weights, &part.scales, bias, gpu(self.out)?];
+            let numbers = [rows, inputs, part.outputs, self.matrix.stride, out_row, part.first];
+            let [columns, lines] = groups(part).map(|n| n as u32);
+            let args = Args::default().numbers(&numbers);
+            self.context.run(kernel.clone(), &buffers, &args, [columns, lines, 1])?;
+        }
+        Ok(())
+    }
 }
+
+/// How the kernel for matrix units is laid out, in tiles.
+#[derive(Debug, Clone, Copy)]
+struct TileShape {
+    /// Of a work group.
+    rows: usize,
+    columns: usize,
+    /// Subgroups of a work group.
+    subgroups: usize,
+    /// Of a subgroup.
+    own_rows: usize,
+    own_columns: usize,
+    /// Inputs between two barriers.
+    step: usize,
+}
+
+impl TileShape {
+    /// The layout for a product; it changes no bit. Measured in bench/records/2026-11-23-h200.csv.
+    fn new(tile: usize, rows: usize, inputs: usize, outputs: usize) -> Self {
+        if rows > MANY {
+            let (subgroups, own_rows) = if outputs >= 4096 { (4, 4) } else { (8, 2) };
+            return Self { rows: 8, columns: 8, subgroups, own_rows, own_columns: 4, step: STEP };
+        }
+        let row_tiles = rows.div_ceil(tile).next_power_of_two();
+        // Few outputs make few work groups, which need more on its way each.
+        let (columns, subgroups, step) = if outputs >= 16384 { (4, 4, 128) } else { (1, 2, 256) };
+        let step = (step / row_tiles).max(STEP);
+        let step = if inputs.is_multiple_of(step) { step } else { STEP };
+        Self { rows: row_tiles, columns, subgroups, own_rows: row_tiles, own_columns: 1, step }
+    }
+
+    fn kernel(&self, tile: usize, subgroup: usize) -> Specialisation {
+        Specialisation::new("linear-tiles", TILED)
+            .set("T", tile)
+            .set("SUBGROUP", subgroup)
+            .set("ROWS", self.rows * tile)
+            .set("COLUMNS", self.columns * tile)
+            .set("THREADS", self.subgroups * subgroup)
+            .set("SUBGROUPS", self.subgroups)
+            .set("ROW_PARTS", self.rows / self.own_rows)
+            .set("COLUMN_PARTS", self.columns / self.own_columns)
+            .set("R", self.own_rows)
+            .set("C", self.own_columns)
+            .set("STEP", self.step)
+    }
+}
+
+const TILED: &str =
+    concat!("enable f16;\nenable wgpu_cooperative_matrix;\n", include_str!("linear_tiles.wgsl"));
 
 /// Rows `ids` of a matrix.
 pub(super) fn embed(context: &Context, table: &Linear, ids: &Tensor, out: &Tensor) -> Result<()> {

@@ -130,6 +130,26 @@ impl Drop for GpuBuffer {
     }
 }
 
+/// What launches that follow each other use in turn, as large as the largest needed so far.
+#[derive(Default)]
+pub(super) struct Scratch(Mutex<Option<Arc<GpuBuffer>>>);
+
+impl Scratch {
+    /// At least `len` bytes that hold their content until another launch takes them.
+    pub(super) fn get(&self, context: &Arc<Context>, len: u64) -> Result<Arc<GpuBuffer>> {
+        let mut scratch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*scratch {
+            Some(buffer) if buffer.raw().size() >= len => Ok(buffer.clone()),
+            _ => {
+                *scratch = None;
+                let buffer =
+                    Arc::new(GpuBuffer::new(context, || "partial states of attention".to_owned(), len)?);
+                Ok(scratch.insert(buffer).clone())
+            }
+        }
+    }
+}
+
 /// Sizes are rounded so that the pool has few classes, by an eighth at most from 2 KiB on.
 fn size_class(len: u64) -> u64 {
     let len = len.max(256);

@@ -15,7 +15,7 @@ use self::attention::Pages;
 use self::context::Context;
 pub use self::context::Counts;
 use self::linear::Onto;
-use self::memory::{GpuBuffer, gpu};
+use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
@@ -28,6 +28,10 @@ pub struct GpuDevice {
     caps: DeviceCaps,
     policy: DispatchPolicy,
     context: Arc<Context>,
+    /// Partial states of attention.
+    scratch: Scratch,
+    /// Inputs of linear layers as matrix units take them.
+    halves: Scratch,
 }
 
 /// What there is to open.
@@ -81,7 +85,7 @@ impl GpuDevice {
         let context = Arc::new(Context::open(&name, adapter, matrices)?);
         let caps = DeviceCaps { name, description: describe(&context.info), memory: memory_guess(&context) };
         let policy = DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES };
-        Ok(Self { caps, policy, context })
+        Ok(Self { caps, policy, context, scratch: Scratch::default(), halves: Scratch::default() })
     }
 
     /// Rows and columns of the tiles of its matrix units, where they are used.
@@ -99,18 +103,17 @@ impl GpuDevice {
         let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
         let what = || format!("a tensor {shape:?}");
         let bytes = bytes.ok_or_else(|| Error::OutOfMemory { what: what(), bytes: usize::MAX })?;
-        // Matrix units read rows of activations by tiles.
-        let padded = if let &[rows, len] = shape {
-            bytes.saturating_add((rows.next_multiple_of(16) - rows) * len * dtype.size())
-        } else {
-            bytes
-        };
-        Ok(Tensor::from_buffer(shape, dtype, Box::new(GpuBuffer::new(&self.context, what, padded as u64)?)))
+        Ok(Tensor::from_buffer(shape, dtype, Box::new(GpuBuffer::new(&self.context, what, bytes as u64)?)))
     }
 
     /// Keys or values of a layer, in as many buffers as the device needs to see them.
     fn pages(&self, config: &KvCacheConfig, dim: usize) -> Result<Tensor> {
-        let head = config.num_pages.saturating_mul(config.page_size * dim * config.dtype.size());
+        // Matrix units take f16, which holds every bf16 between 2^-14 and 65504 exactly.
+        let dtype = match config.dtype {
+            DType::Bf16 if self.matrix_tile().is_some() => DType::F16,
+            other => other,
+        };
+        let head = config.num_pages.saturating_mul(config.page_size * dim * dtype.size());
         let together = (self.context.abilities.binding as usize / head.max(1)).min(config.num_kv_heads);
         let what = || format!("pages of {} keys or values per head", config.num_pages * config.page_size);
         if together == 0 {
@@ -124,7 +127,7 @@ impl GpuDevice {
             parts.push((heads, buffer));
         }
         let shape = [config.num_pages * config.num_kv_heads, config.page_size * dim];
-        Ok(Tensor::from_buffer(&shape, config.dtype, Box::new(Pages { parts })))
+        Ok(Tensor::from_buffer(&shape, dtype, Box::new(Pages { parts })))
     }
 }
 
@@ -213,8 +216,10 @@ impl Device for GpuDevice {
         layout: &Arc<BatchLayout>,
         forced: Option<&str>,
     ) -> Result<AttentionPlan> {
-        let rows = attention::tile_rows(params);
-        let mut plan = partition(params, layout, &self.policy, forced, Tiling { rows, join_heads: false })?;
+        params.validate()?;
+        let rows = attention::tile_rows(&self.context.abilities, params);
+        let tiling = Tiling { rows: rows[0], join_heads: false };
+        let mut plan = partition(params, layout, &self.policy, forced, tiling)?;
         attention::reside(&self.context, &mut plan, rows)?;
         Ok(plan)
     }
@@ -237,15 +242,16 @@ impl Device for GpuDevice {
         out: &mut Tensor,
         lse: Option<&mut Tensor>,
     ) -> Result<()> {
-        attention::attention(&self.context, plan, q, kv, out, lse.as_deref())
+        let partial = self.scratch.get(&self.context, plan.workspace as u64 * 4)?;
+        attention::attention(&self.context, partial, plan, (q, kv), (out, lse.as_deref()))
     }
 
     fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        linear::product(&self.context, weight, x, out, Onto::Zero)
+        linear::product(&self.context, &self.halves, weight, x, (out, Onto::Zero))
     }
 
     fn linear_add(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        linear::product(&self.context, weight, x, out, Onto::Out)
+        linear::product(&self.context, &self.halves, weight, x, (out, Onto::Out))
     }
 
     fn embed(&self, table: &Linear, ids: &Tensor, out: &mut Tensor) -> Result<()> {

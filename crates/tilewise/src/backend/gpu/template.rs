@@ -1,8 +1,8 @@
 //! The step that WGSL lacks: lines that depend on a name, and lines repeated with a number.
 //!
 //! `$NAME` is replaced by its value, `${A * B + 1}` by the value of an integer expression. A line `#if EXPRESSION`,
-//! with `#else` and `#end`, keeps its lines where the expression is not zero; `#for i in A..B` repeats them. Nothing
-//! else begins with `#`.
+//! with `#else` and `#end`, keeps its lines where the expression is not zero; `#for i in A..B` repeats them;
+//! `#block NAME` keeps them for a later `#use NAME`. Nothing else begins with `#`.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -14,43 +14,61 @@ use std::str::Chars;
 pub(super) fn expand(source: &str, values: &[(&str, String)]) -> Result<String, String> {
     let lines: Vec<(usize, &str)> = (1..).zip(source.lines()).collect();
     let mut names: Vec<(String, String)> = values.iter().map(|(n, v)| ((*n).to_owned(), v.clone())).collect();
-    let mut out = String::with_capacity(source.len() * 2);
-    block(&lines, &mut names, &mut out)?;
-    Ok(out)
+    let mut expansion = Expansion { blocks: Vec::new(), out: String::with_capacity(source.len() * 2) };
+    expansion.lines(&lines, &mut names)?;
+    Ok(expansion.out)
 }
 
 type Names = Vec<(String, String)>;
 
-fn block(lines: &[(usize, &str)], names: &mut Names, out: &mut String) -> Result<(), String> {
-    let mut at = 0;
-    while at < lines.len() {
-        let (number, line) = lines[at];
-        let said = |why: String| format!("line {number}: {why}");
-        let Some(directive) = line.trim_start().strip_prefix('#') else {
-            out.push_str(&substitute(line, names).map_err(said)?);
-            out.push('\n');
-            at += 1;
-            continue;
-        };
-        let (inner, otherwise, end) = body(lines, at).map_err(said)?;
-        if let Some(condition) = directive.strip_prefix("if ") {
-            let chosen = if evaluate(condition, names).map_err(said)? != 0 { inner } else { otherwise };
-            block(&lines[chosen], names, out)?;
-        } else if let Some(range) = directive.strip_prefix("for ") {
-            let parts = range.split_once(" in ").and_then(|(name, r)| Some((name, r.split_once("..")?)));
-            let (name, (from, to)) = parts.ok_or_else(|| said(format!("not a range: {range}")))?;
-            let (from, to) = (evaluate(from, names).map_err(said)?, evaluate(to, names).map_err(said)?);
-            for i in from..to {
-                names.push((name.trim().to_owned(), i.to_string()));
-                block(&lines[inner.clone()], names, out)?;
-                names.pop();
+type Source<'a> = &'a [(usize, &'a str)];
+
+struct Expansion<'a> {
+    blocks: Vec<(&'a str, Source<'a>)>,
+    out: String,
+}
+
+impl<'a> Expansion<'a> {
+    fn lines(&mut self, lines: Source<'a>, names: &mut Names) -> Result<(), String> {
+        let mut at = 0;
+        while at < lines.len() {
+            let (number, line) = lines[at];
+            let said = |why: String| format!("line {number}: {why}");
+            let Some(directive) = line.trim_start().strip_prefix('#') else {
+                self.out.push_str(&substitute(line, names).map_err(said)?);
+                self.out.push('\n');
+                at += 1;
+                continue;
+            };
+            if let Some(name) = directive.strip_prefix("use ") {
+                let found = self.blocks.iter().find(|(own, _)| *own == name.trim());
+                let lines = found.ok_or_else(|| said(format!("no block {name}")))?.1;
+                self.lines(lines, names)?;
+                at += 1;
+                continue;
             }
-        } else {
-            return Err(said(format!("unknown directive {directive}")));
+            let (inner, otherwise, end) = body(lines, at).map_err(said)?;
+            if let Some(condition) = directive.strip_prefix("if ") {
+                let chosen = if evaluate(condition, names).map_err(said)? != 0 { inner } else { otherwise };
+                self.lines(&lines[chosen], names)?;
+            } else if let Some(range) = directive.strip_prefix("for ") {
+                let parts = range.split_once(" in ").and_then(|(name, r)| Some((name, r.split_once("..")?)));
+                let (name, (from, to)) = parts.ok_or_else(|| said(format!("not a range: {range}")))?;
+                let (from, to) = (evaluate(from, names).map_err(said)?, evaluate(to, names).map_err(said)?);
+                for i in from..to {
+                    names.push((name.trim().to_owned(), i.to_string()));
+                    self.lines(&lines[inner.clone()], names)?;
+                    names.pop();
+                }
+            } else if let Some(name) = directive.strip_prefix("block ") {
+                self.blocks.push((name.trim(), &lines[inner]));
+            } else {
+                return Err(said(format!("unknown directive {directive}")));
+            }
+            at = end + 1;
         }
-        at = end + 1;
+        Ok(())
     }
-    Ok(())
 }
 
 type Lines = std::ops::Range<usize>;
@@ -60,7 +78,7 @@ fn body(lines: &[(usize, &str)], at: usize) -> Result<(Lines, Lines, usize), Str
     let (mut depth, mut otherwise) = (0, None);
     for (index, (_, line)) in lines.iter().enumerate().skip(at + 1) {
         let line = line.trim();
-        if line.starts_with("#if ") || line.starts_with("#for ") {
+        if ["#if ", "#for ", "#block "].iter().any(|opening| line.starts_with(opening)) {
             depth += 1;
         } else if line == "#else" && depth == 0 {
             otherwise = Some(index);
@@ -211,8 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn a_block_is_filled_in_where_it_is_used() {
+        let source = "#block add\nx += $i;\n#end\n#for i in 0..2\n#use add\n#end";
+        assert_eq!(expand(source, &[]).unwrap(), "x += 0;\nx += 1;\n");
+    }
+
+    #[test]
     fn what_does_not_parse_names_its_line() {
-        for (source, line) in [("a\n$X", 2), ("#if 1\nx", 1), ("#for i 0..2\n#end", 1), ("${1 / 0}", 1)] {
+        for (source, line) in
+            [("a\n$X", 2), ("#if 1\nx", 1), ("#for i 0..2\n#end", 1), ("${1 / 0}", 1), ("#use x", 1)]
+        {
             let why = expand(source, &[]).unwrap_err();
             assert!(why.starts_with(&format!("line {line}:")), "{why}");
         }

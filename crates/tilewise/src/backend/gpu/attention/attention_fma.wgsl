@@ -61,6 +61,11 @@ var<workgroup> row_take: array<f32, 16>;
 var<workgroup> all_max: array<f32, 16>;
 var<workgroup> all_sum: array<f32, 16>;
 
+#if KV_WORDS == 0
+fn k_at(i: u32) -> f32 { return k[i]; }
+fn v_at(i: u32) -> f32 { return v[i]; }
+#end
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
@@ -245,7 +250,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
         }
 #end
 #if LSE
-        if item.partial == 0u {
+        if ${MERGES == 1} == 1 || item.partial == 0u {
             lse[out_row(sequence, item, item.row_begin + thread)] = lse_of(top, sum);
         }
 #end

@@ -77,7 +77,4 @@ fn kv_of(word: u32, i: u32) -> f32 {
 }
 fn k_at(i: u32) -> f32 { return kv_of(k[i >> 1u], i); }
 fn v_at(i: u32) -> f32 { return kv_of(v[i >> 1u], i); }
-#else
-fn k_at(i: u32) -> f32 { return k[i]; }
-fn v_at(i: u32) -> f32 { return v[i]; }
 #end

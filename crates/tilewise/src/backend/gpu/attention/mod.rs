@@ -1,10 +1,11 @@
 //! Attention on the GPU: the kernels, the rules that choose among them, and the launch.
 
 mod resident;
+mod shape;
 
 use std::sync::Arc;
 
-use super::context::Context;
+use super::context::{Abilities, Context};
 use super::memory::{GpuBuffer, gpu};
 use super::pipeline::Specialisation;
 use super::rows::{Args, spread};
@@ -14,7 +15,9 @@ use crate::{
     checks,
 };
 
-pub(super) use self::resident::{Resident, reside};
+use self::resident::Resident;
+pub(super) use self::resident::reside;
+use self::shape::MatrixShape;
 
 /// The kernels, in the order of [`Path`].
 pub(super) const KERNELS: &[KernelInfo] = &[
@@ -53,8 +56,14 @@ impl Pages {
     }
 }
 
+/// Rows of a work group of each kernel.
+pub(super) fn tile_rows(abilities: &Abilities, params: &AttentionParams) -> [usize; KERNELS.len()] {
+    [Path::Prefill, Path::Decode]
+        .map(|path| MatrixShape::new(abilities, params, path).map_or(fma_rows(params), |shape| shape.rows()))
+}
+
 /// Rows of a work group of the f32 kernel: its queries should take at most 8 KiB of workgroup memory.
-pub(super) fn tile_rows(params: &AttentionParams) -> usize {
+fn fma_rows(params: &AttentionParams) -> usize {
     (2048 / params.head_dim.max(params.value_dim) / 4 * 4).clamp(4, 16)
 }
 
@@ -129,23 +138,20 @@ struct Launcher<'a> {
     lse: Option<&'a Tensor>,
     /// Whether outputs are `[batch, heads, tokens]`.
     dense: bool,
-    partial: GpuBuffer,
+    partial: Arc<GpuBuffer>,
 }
 
-/// Runs a plan; see [`crate::Device::attention`].
+/// Runs a plan; see [`crate::Device::attention`]. `partial` has room for the plan's workspace.
 pub(super) fn attention(
-    context: &Arc<Context>,
+    context: &Context,
+    partial: Arc<GpuBuffer>,
     plan: &AttentionPlan,
-    q: TokenView<'_>,
-    kv: Kv<'_>,
-    out: &Tensor,
-    lse: Option<&Tensor>,
+    (q, kv): (TokenView<'_>, Kv<'_>),
+    (out, lse): (&Tensor, Option<&Tensor>),
 ) -> Result<()> {
     checks::attention_inputs(plan, &q, &kv, plan.params.value_dim)?;
     let dense = checks::attention_outputs(plan, out, lse)?;
     let resident = resident::of(plan)?;
-    let partial =
-        GpuBuffer::new(context, || "partial states of attention".to_owned(), plan.workspace as u64 * 4)?;
     let launcher = Launcher { context, plan, resident, q, kv, out, lse, dense, partial };
     let bound: Vec<Bound<'_>> = match kv {
         Kv::Paged(layer) => {
@@ -172,7 +178,7 @@ pub(super) fn attention(
 }
 
 /// What a work item does; the index in [`KERNELS`].
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
     Prefill,
     Decode,
@@ -186,21 +192,18 @@ impl Launcher<'_> {
             Kv::Paged(layer) => layer.keys.dtype(),
             Kv::Contiguous { .. } => params.kv_dtype,
         };
+        let matrices = MatrixShape::new(&self.context.abilities, params, path);
+        let kernel = match matrices {
+            Some(shape) => matrix_kernel(params, shape, stored, self.is_aligned())
+                .set("SYNC", self.context.abilities.subgroup_barrier()),
+            None => fma_kernel(params, stored),
+        };
         let (q_type, q_words, q_f16) = words(params.q_dtype);
-        let (kv_type, kv_words, kv_f16) = words(stored);
-        let rows = tile_rows(params);
         let kernel = self
-            .store(Specialisation::new("attention-fma", FMA))
-            .set("ROWS", rows)
-            .set("D", params.head_dim)
-            .set("DV", params.value_dim)
-            .set("PAIRS", (rows * params.value_dim / 2).div_ceil(128))
+            .store(kernel)
             .set("Q", q_type)
             .set("Q_WORDS", q_words)
             .set("Q_F16", q_f16)
-            .set("KV", kv_type)
-            .set("KV_WORDS", kv_words)
-            .set("KV_F16", kv_f16)
             .set("MERGES", u32::from(path == Path::Prefill))
             .set("PAGED", u32::from(matches!(self.kv, Kv::Paged(_))))
             .set("PAGE", self.plan.layout.page_table().map_or(16, |table| table.page_size));
@@ -246,6 +249,18 @@ impl Launcher<'_> {
         Ok(self.lse.map(gpu).transpose()?.unwrap_or(&self.resident.unused))
     }
 
+    /// Whether every vector of eight keys or values lies at a multiple of eight elements.
+    fn is_aligned(&self) -> bool {
+        let aligned = |view: &TokenView<'_>| {
+            let strides = [view.offset, view.batch_stride.unwrap_or(0), view.token_stride, view.head_stride];
+            strides.iter().all(|stride| stride.is_multiple_of(8))
+        };
+        match &self.kv {
+            Kv::Paged(_) => true,
+            Kv::Contiguous { keys, values } => aligned(keys) && aligned(values),
+        }
+    }
+
     /// Sets how outputs are stored.
     fn store(&self, kernel: Specialisation) -> Specialisation {
         let (name, f32s, f16s) = match self.out.dtype() {
@@ -268,6 +283,70 @@ impl Launcher<'_> {
         }
     }
 }
+
+/// The kernel in f32.
+fn fma_kernel(params: &AttentionParams, stored: DType) -> Specialisation {
+    let (kv_type, kv_words, kv_f16) = words(stored);
+    let rows = fma_rows(params);
+    Specialisation::new("attention-fma", FMA)
+        .set("ROWS", rows)
+        .set("D", params.head_dim)
+        .set("DV", params.value_dim)
+        .set("PAIRS", (rows * params.value_dim / 2).div_ceil(128))
+        .set("KV", kv_type)
+        .set("KV_WORDS", kv_words)
+        .set("KV_F16", kv_f16)
+}
+
+/// The kernel for matrix units.
+fn matrix_kernel(
+    params: &AttentionParams,
+    shape: MatrixShape,
+    stored: DType,
+    aligned: bool,
+) -> Specialisation {
+    let (tile, keys, threads) = (shape.tile, shape.keys, shape.threads());
+    let (key_tiles, value_tiles) =
+        (params.head_dim.div_ceil(tile), params.value_dim.div_ceil(tile * shape.split));
+    let loads = |tiles: usize| (keys * tiles * tile / 4).div_ceil(threads);
+    let lanes = shape.subgroup / tile;
+    let kv = match (aligned, stored) {
+        (true, DType::F16) => "vec4<f16>",
+        (true, _) => "vec2<u32>",
+        _ => "u32",
+    };
+    Specialisation::new("attention-matrix", MATRIX)
+        .set("T", tile)
+        .set("KEYS", keys)
+        .set("THREADS", threads)
+        .set("SUBGROUPS", shape.row_tiles * shape.split)
+        .set("SPLIT", shape.split)
+        .set("LANES", lanes)
+        .set("LOG_LANES", lanes.ilog2())
+        .set("D", params.head_dim)
+        .set("DV", params.value_dim)
+        .set("DT", key_tiles)
+        .set("VT", value_tiles)
+        .set("K_ROW", key_tiles * tile + 8)
+        .set("V_ROW", value_tiles * shape.split * tile + 8)
+        .set("WIDE", u32::from(shape.wide))
+        .set("KW", if shape.wide { 4 } else { 1 })
+        .set("SW", if shape.wide { 2 } else { 1 })
+        .set("K_LOADS", loads(key_tiles))
+        .set("V_LOADS", loads(value_tiles * shape.split))
+        .set("KV", kv)
+        .set("ALIGNED", u32::from(aligned))
+        .set("KV_WORDS", 0)
+        .set("KV_F16", u32::from(stored == DType::F16))
+}
+
+const MATRIX: &str = concat!(
+    "enable f16;\nenable wgpu_cooperative_matrix;\n",
+    include_str!("attention_matrix.wgsl"),
+    include_str!("items.wgsl"),
+    include_str!("keys.wgsl"),
+    include_str!("state.wgsl")
+);
 
 const FMA: &str = concat!(
     "#if OUT_F16\nenable f16;\n#end\n",

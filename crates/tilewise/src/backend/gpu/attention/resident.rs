@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::context::Context;
 use super::super::memory::GpuBuffer;
 use super::KERNELS;
-use crate::plan::WorkItem;
+use crate::plan::{KV_CHUNK, WorkItem};
 use crate::{AttentionPlan, DeviceBuffer, Error, Result, plan};
 
 /// Where the parts of a plan are in its buffer, in words.
@@ -34,8 +34,12 @@ pub(super) fn of(plan: &AttentionPlan) -> Result<&Resident> {
     found.ok_or_else(|| Error::shape("attention", "the plan was made by another device than the gpu"))
 }
 
-/// Copies a plan to the device; `rows` bounds the rows of a work group.
-pub(in super::super) fn reside(context: &Arc<Context>, plan: &mut AttentionPlan, rows: usize) -> Result<()> {
+/// Copies a plan to the device; `rows` bounds the rows of a work group of each kernel.
+pub(in super::super) fn reside(
+    context: &Arc<Context>,
+    plan: &mut AttentionPlan,
+    rows: [usize; KERNELS.len()],
+) -> Result<()> {
     let layout = &plan.layout;
     let mut words: Vec<u32> = Vec::new();
     let sequences_at = 0;
@@ -54,14 +58,17 @@ pub(in super::super) fn reside(context: &Arc<Context>, plan: &mut AttentionPlan,
     words.extend(layout.page_table().iter().flat_map(|table| &table.pages));
     let items_at = words.len();
     let mut items = [0..0, 0..0];
+    let mut workspace = plan.workspace;
     let mut end = 0;
     for (kernel, range) in items.iter_mut().enumerate() {
         let start = end;
         for work in plan.work.iter().filter(|work| work.kernel == kernel) {
-            end += item_words(plan, work, rows, &mut words);
+            end += item_words(plan, work, rows[kernel], &mut workspace, &mut words);
         }
         *range = start..end;
     }
+    plan.workspace = workspace;
+    let layout = &plan.layout;
     let merges_at = words.len();
     let mut merge_rows = 0;
     let group = plan.params.group_size();
@@ -108,14 +115,26 @@ pub(in super::super) fn reside(context: &Arc<Context>, plan: &mut AttentionPlan,
 }
 
 /// Cuts a work item into tiles of rows; returns how many.
-fn item_words(plan: &AttentionPlan, work: &WorkItem, rows: usize, words: &mut Vec<u32>) -> usize {
+///
+/// A tile that finishes its rows over several chunks gets room for its outputs so far.
+fn item_words(
+    plan: &AttentionPlan,
+    work: &WorkItem,
+    rows: usize,
+    workspace: &mut usize,
+    words: &mut Vec<u32>,
+) -> usize {
     let (group, state) = (plan.params.group_size(), plan.params.value_dim + 2);
     let all = work.queries.start * group..work.queries.end * group;
     let mut tiles = 0;
     for begin in all.clone().step_by(rows) {
         let end = all.end.min(begin + rows);
         // Items that are split over keys have all rows of their sequence: states are in their order.
-        let partial = work.partial.map_or(0, |first| first + begin * state + 1);
+        let mut partial = work.partial.map_or(0, |first| first + begin * state + 1);
+        if work.partial.is_none() && work.keys.start / KV_CHUNK + 1 < work.keys.end.div_ceil(KV_CHUNK) {
+            partial = *workspace;
+            *workspace += rows * plan.params.value_dim;
+        }
         words.extend([work.sequence, work.kv_heads.start, begin, end].map(|n| n as u32));
         words.extend([work.keys.start as u32, work.keys.end as u32, partial as u32, 0]);
         tiles += 1;
