@@ -7,6 +7,8 @@ mod memory;
 mod pipeline;
 mod rows;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
