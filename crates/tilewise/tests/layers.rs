@@ -75,7 +75,7 @@ impl Layer {
     fn new(seed: usize, (inputs, outputs): (usize, usize), precision: Precision, rows: usize) -> Self {
         let mut random = Random::new(seed as u64);
         let weight = random.normals(inputs * outputs).into_iter().map(|x| precision.round(x)).collect();
-        let bias = (seed % 2 == 0).then(|| random.normals(outputs));
+        let bias = seed.is_multiple_of(2).then(|| random.normals(outputs));
         let (x, onto) = (random.normals(rows * inputs), random.normals(rows * outputs));
         Self { inputs, outputs, weight, bias, x, onto }
     }
