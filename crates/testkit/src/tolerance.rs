@@ -49,6 +49,23 @@ pub fn chain(len: usize) -> f64 {
     8.0 * Precision::F32.epsilon() * len as f64
 }
 
+/// The same where matrix units take the products of 16-bit keys and values.
+///
+/// Queries and weights are rounded to f16 on their way into the units, which hold sums in f32: the error of a weighted
+/// mean is then that of an f16 output at least, whatever the types outside are.
+pub fn attention_by_matrix_units(out: Precision, keys: usize, head_dim: usize) -> f64 {
+    attention(out, keys, head_dim).max(attention(Precision::F16, keys, head_dim))
+}
+
+/// The absolute error allowed in a product by matrix units, f16 inputs and f32 sums: `magnitude` is the sum of
+/// `|x| |w|` over its `len` terms, and `|bias|`.
+///
+/// Each activation is off by half a step of f16, and a weight, scaled by a power of two, by as much at most: four
+/// halves of a step, of which two are the estimate and two the margin, and the chain's own error.
+pub fn linear_by_matrix_units(magnitude: f64, len: usize) -> f64 {
+    4.0 * Precision::F16.epsilon() * magnitude + chain(len)
+}
+
 fn rounding(out: Precision) -> f64 {
     if out == Precision::F32 { 0.0 } else { out.epsilon() }
 }

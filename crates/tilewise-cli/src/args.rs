@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Measure a model's prefill and decode, one batch at a time
     BenchOneBatch(BenchOneBatchArgs),
+    /// List the devices that --device can name
+    Devices(DevicesArgs),
     /// Say which attention kernel a shape gets, by which rule and record
     Explain(ExplainArgs),
     /// Say what is in a model's folder, and how many tokens fit in memory
@@ -45,7 +47,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to compute: cpu, gpu or gpu:N
+    /// Where to compute: cpu, gpu, gpu:N, or auto, which takes a GPU where there is a real one
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: String,
     /// Threads of the cpu; one per core unless given
@@ -179,6 +181,13 @@ pub(crate) struct BenchAttentionArgs {
     /// Write a report with plots that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
 }
 
 #[derive(Debug, Args)]

@@ -1,4 +1,5 @@
 //! The commands' contract: exit codes, what is on which stream, the form of lines and JSON.
+#![allow(clippy::print_stdout)]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -101,7 +102,9 @@ fn bad_usage_exits_with_2_and_one_sentence() {
 #[test]
 fn what_cannot_be_done_exits_with_1_and_one_sentence() {
     refused(&["generate", "a", "--model", "/no/such/folder"], 1, &["/no/such/folder/config.json"]);
-    refused(&["generate", "a", "--device", "gpu"], 1, &["gpu"]);
+    refused(&["generate", "a", "--device", "tpu"], 1, &["tpu", "auto, cpu, gpu or gpu:N"]);
+    refused(&["generate", "a", "--device", "gpu:x"], 1, &["gpu:x", "auto, cpu, gpu or gpu:N"]);
+    refused(&["generate", "a", "--device", "gpu:99"], 1, &["gpu:99", "this machine has", "GPU adapter"]);
     refused(&["inspect", "/no/such/folder"], 1, &["/no/such/folder"]);
     let folder = tiny_model();
     refused(&["generate", "a", "--model", path(folder.path())], 1, &["tokenizer.json"]);
@@ -114,9 +117,43 @@ fn help_and_version_go_to_stdout() {
     {
         assert!(!run(args).is_empty());
     }
-    for command in ["generate", "bench", "bench-one-batch", "explain", "inspect"] {
+    for command in ["generate", "bench", "bench-one-batch", "devices", "explain", "inspect"] {
         assert!(run(&["--help"]).contains(command));
     }
+}
+
+#[test]
+fn devices_are_the_cpu_and_every_adapter_and_auto_takes_a_real_one() {
+    let devices = run_json(&["devices", "--format", "json"]);
+    assert_eq!((&devices[0]["name"], &devices[0]["software"]), (&json!("cpu"), &json!(false)));
+    for (index, adapter) in devices[1..].iter().enumerate() {
+        assert_eq!(adapter["name"], format!("gpu:{index}"));
+        assert!(!adapter["description"].as_str().unwrap().is_empty());
+    }
+    let lines = run(&["devices"]);
+    for (line, device) in lines.lines().zip(&devices) {
+        assert!(line.starts_with(device["name"].as_str().unwrap()), "{line}");
+        assert_eq!(line.contains("software"), device["software"] == json!(true), "{line}");
+    }
+    assert_eq!(lines.lines().count(), devices.len());
+    let real = devices[1..].iter().find(|adapter| adapter["software"] == json!(false));
+    let taken =
+        run_json(&[&["explain", "--device", "auto", "--format", "json"], &SHAPE[..]].concat()).remove(0);
+    assert_eq!(taken["device"], real.map_or(json!("cpu"), |adapter| adapter["name"].clone()));
+}
+
+#[test]
+fn generate_on_a_gpu_gives_the_text_of_the_cpu_in_f32() {
+    if run(&["devices"]).lines().count() == 1 {
+        println!("gpu: skipped, this machine has no adapter");
+        refused(&["generate", "a", "--device", "gpu"], 1, &["gpu:0", "no GPU adapter", "use cpu"]);
+        return;
+    }
+    let text = |device| {
+        let args = ["generate", "def f(x):", "--max-new-tokens", "3", "--dtype", "f32", "--device", device];
+        run(&args)
+    };
+    assert_eq!(text("gpu"), text("cpu"));
 }
 
 #[test]

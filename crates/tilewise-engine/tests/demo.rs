@@ -1,11 +1,12 @@
 //! The trained model in `models/demo` against what transformers says of it.
+#![allow(clippy::print_stdout)]
 
 mod common;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{open, run_one, small};
+use common::{gpus, open, open_on, run_one, small};
 use serde_json::Value;
 use tilewise::{BatchLayout, DType, KvCacheConfig, PageTable};
 use tilewise_engine::model::layers::Limits;
@@ -46,6 +47,25 @@ fn greedy_tokens_equal_transformers() {
         let mut request = GenerateRequest::new(ids(&case["prompt_ids"]), want.len());
         request.ignore_eos = true;
         assert_eq!(run_one(&mut engine, &request).tokens, want, "{}", case["prompt"]);
+    }
+}
+
+#[test]
+fn greedy_text_in_f32_is_the_same_on_cpu_and_gpu() {
+    let config = EngineConfig { dtype: Some(DType::F32), kv_dtype: Some(DType::F32), ..small() };
+    let tokenizer = ModelSource::Folder(demo()).tokenizer().unwrap();
+    let cases = expected();
+    for gpu in gpus() {
+        let (some, tokens) = if gpu.software { (1, 16) } else { (cases.len(), 48) };
+        let mut on_cpu = open(&demo(), &config).unwrap();
+        let mut on_gpu = open_on(&gpu.device, &demo(), &config).unwrap();
+        for case in &cases[..some] {
+            let mut request = GenerateRequest::new(ids(&case["prompt_ids"]), tokens);
+            request.ignore_eos = true;
+            let text = |engine| tokenizer.decode(&run_one(engine, &request).tokens).unwrap();
+            assert_eq!(text(&mut on_gpu), text(&mut on_cpu), "{}: {}", gpu.name, case["prompt"]);
+        }
+        println!("{}: {some} of {} prompts, {tokens} tokens each", gpu.name, cases.len());
     }
 }
 

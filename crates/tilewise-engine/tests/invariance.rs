@@ -1,8 +1,12 @@
 //! What a request gets depends on its own tokens and parameters only: tokens and logprobs, in every bit.
+#![allow(clippy::print_stdout)]
 
 mod common;
 
-use common::{Outcome, model_folder, open, open_with_threads, prompts, run_all, run_one, small, tiny_config};
+use common::{
+    Outcome, gpus, model_folder, open, open_on, open_with_threads, prompts, run_all, run_one, small,
+    tiny_config,
+};
 use safetensors::tensor::Dtype;
 use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget, SamplingParams};
 
@@ -65,6 +69,29 @@ fn any_chunk_page_size_and_thread_count_gives_the_same_bits() {
         let mut engine = open_with_threads(folder.path(), &config, threads).unwrap();
         let got = run_all(&mut engine, &requests);
         assert_same(&format!("chunk {max_batch_tokens}, page {page_size}, {threads} threads"), &got, &want);
+    }
+}
+
+#[test]
+fn a_gpu_gives_the_same_bits_in_any_batch_chunk_and_page_size() {
+    for gpu in gpus() {
+        let (count, new_tokens) = if gpu.software { (5, 6) } else { (16, NEW_TOKENS) };
+        let mut requests = requests(count);
+        requests.iter_mut().for_each(|request| request.max_new_tokens = new_tokens);
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let folder = model_folder(&tiny_config(), dtype);
+            let mut engine = open_on(&gpu.device, folder.path(), &small()).unwrap();
+            let want: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
+            assert!(want.iter().all(|outcome| outcome.logprob_bits.len() == outcome.tokens.len()));
+            for (max_batch_tokens, page_size) in [(256, 32), (17, 16), (64, 128)] {
+                let config = EngineConfig { max_batch_tokens, page_size, ..small() };
+                let mut engine = open_on(&gpu.device, folder.path(), &config).unwrap();
+                let got = run_all(&mut engine, &requests);
+                let what = format!("{} {dtype:?}, {max_batch_tokens} tokens, pages of {page_size}", gpu.name);
+                assert_same(&what, &got, &want);
+            }
+        }
+        println!("{}: {count} requests of {new_tokens} new tokens", gpu.name);
     }
 }
 

@@ -40,6 +40,7 @@ mod tensor;
 use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
+pub use backend::DeviceSummary;
 pub use device::{Ceilings, Device, DeviceCaps, HeadSpan, Kv, Linear};
 pub use dtype::DType;
 pub use error::{Error, Result};
@@ -50,7 +51,16 @@ pub use plan::AttentionPlan;
 pub use softmax::SoftmaxState;
 pub use tensor::{DeviceBuffer, HostTensor, Tensor, TokenView};
 
-/// Opens a device by name: `cpu`. `threads` defaults to the number of cores.
+/// The devices of this machine: the processor, then GPU adapters, real ones first.
+///
+/// # Errors
+/// [`Error::Device`] if the processor lacks what the library needs.
+pub fn devices() -> Result<Vec<DeviceSummary>> {
+    backend::devices()
+}
+
+/// Opens a device by name: `cpu`, `gpu` (the first adapter), `gpu:1`, or `auto`, which is the first real GPU that can be
+/// opened and otherwise the processor. `threads` are the processor's and default to its number of cores.
 ///
 /// # Errors
 /// [`Error::Device`] if there is none of that name.

@@ -59,6 +59,7 @@ pub struct Tiling {
 }
 
 /// A device's own copy of a plan.
+#[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only GPUs have memory of their own"))]
 #[derive(Clone)]
 pub(crate) struct Resident(pub(crate) Arc<dyn DeviceBuffer>);
 
@@ -84,6 +85,7 @@ pub struct AttentionPlan {
     /// Elements of f32 workspace for partial states.
     pub(crate) workspace: usize,
     /// The same in the device's memory, where kernels read it there.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only GPUs have memory of their own"))]
     pub(crate) resident: Option<Resident>,
 }
 

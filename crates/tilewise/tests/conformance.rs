@@ -1,20 +1,31 @@
-//! Every instruction set x every kernel x every case, against the f64 oracle.
+//! Every device x every kernel x every case, against the f64 oracle.
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod common;
 
 use testkit::cases::{self, AttentionCase, Data};
 use testkit::oracle::{self, Head};
-use testkit::tolerance;
+use testkit::tolerance::{self, Precision};
+use tilewise::Error;
 use tilewise::backend::cpu::CpuDevice;
-use tilewise::{Device, Error};
+
+use common::Tested;
+
+/// The error that a device may make in a case over so many keys.
+fn allowed(tested: &Tested, case: &AttentionCase, keys: usize) -> f64 {
+    let row = match case.precision {
+        Precision::F16 | Precision::Bf16 if tested.matrices => tolerance::attention_by_matrix_units,
+        _ => tolerance::attention,
+    };
+    row(case.q_precision(), keys, case.head_dim)
+}
 
 /// The largest error of a case relative to its tolerance, and where it is.
-fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, String) {
+fn worst(tested: &Tested, case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, String) {
     let group = case.num_qo_heads / case.num_kv_heads;
     let mut worst = (0.0, String::new());
     for (sequence, (_, keys)) in case.lens.iter().enumerate() {
-        let allowed = tolerance::attention(case.q_precision(), *keys, case.head_dim);
+        let allowed = allowed(tested, case, *keys);
         for head in 0..case.num_qo_heads {
             let (out, lse) = oracle::attention(&Head {
                 q: &data.q[sequence][head],
@@ -44,16 +55,17 @@ fn worst(case: &AttentionCase, data: &Data, got: &common::Outcome) -> (f64, Stri
 }
 
 /// Runs every kernel of a device on every case and prints how close it came.
-fn conform(name: &str, device: &dyn Device, cases: &[AttentionCase]) {
-    for kernel in device.policy().kernels {
+fn conform(tested: &Tested, cases: &[AttentionCase]) {
+    let name = &tested.name;
+    for kernel in tested.device.policy().kernels {
         let (mut run, mut refused, mut largest) = (0, 0, 0.0f64);
         for (seed, case) in cases.iter().enumerate() {
             let data = case.data(seed as u64);
-            match common::run(device, case, &data, Some(kernel.name)) {
+            match common::run(&*tested.device, case, &data, Some(kernel.name)) {
                 Err(Error::Unsupported { .. }) => refused += 1,
                 Err(error) => panic!("{name} {} {case:?}: {error}", kernel.name),
                 Ok(got) => {
-                    let (error, place) = worst(case, &data, &got);
+                    let (error, place) = worst(tested, case, &data, &got);
                     assert!(
                         error <= 1.0,
                         "{name} {} {case:?}: {error} of the tolerance, {place}",
@@ -72,16 +84,19 @@ fn conform(name: &str, device: &dyn Device, cases: &[AttentionCase]) {
     }
 }
 
+/// Every `stride`-th case. Shapes come in groups of 4 or 5 types and layouts: a stride that has no factor in common with
+/// either gives all of them their turn.
+fn some(stride: usize) -> Vec<AttentionCase> {
+    cases::attention().into_iter().step_by(stride).collect()
+}
+
 #[test]
 fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
-    // An emulator is several times slower than a machine: it gets every `STRIDE`-th case, and says so. Shapes come in
-    // groups of 4 or 5 types and layouts; 3 has no factor in common with either, so all of them have their turn.
-    const STRIDE: usize = if cfg!(tilewise_emulated) { 3 } else { 1 };
-    let all = cases::attention();
-    let cases: Vec<AttentionCase> = all.iter().step_by(STRIDE).cloned().collect();
-    println!("{} of {} cases", cases.len(), all.len());
-    for set in CpuDevice::instruction_sets() {
-        conform(set, &CpuDevice::with_instruction_set(Some(2), set).unwrap(), &cases);
+    // An emulator is several times slower than a machine.
+    let cases = some(if cfg!(tilewise_emulated) { 3 } else { 1 });
+    println!("{} of {} cases", cases.len(), some(1).len());
+    for cpu in common::cpus() {
+        conform(&cpu, &cases);
     }
     for set in ["avx512", "avx2", "neon"].iter().filter(|set| !CpuDevice::instruction_sets().contains(set)) {
         println!("{set}: skipped, this machine does not have it");
@@ -90,17 +105,15 @@ fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
 
 #[test]
 fn every_kernel_of_every_gpu_agrees_with_the_oracle() {
-    let all = cases::attention();
-    let gpus = common::gpus();
-    if gpus.is_empty() {
-        println!("gpu: skipped, this machine has no adapter");
-    }
-    for gpu in gpus {
-        // A processor that plays a GPU compiles and runs slowly: every seventh case, which has no factor in common
-        // with the groups of types and layouts.
-        let stride = if gpu.software { 7 } else { 1 };
-        let cases: Vec<AttentionCase> = all.iter().step_by(stride).cloned().collect();
-        println!("{}: {} of {} cases", gpu.name, cases.len(), all.len());
-        conform(&gpu.name, &*gpu.device, &cases);
+    for gpu in common::gpus() {
+        // Nearly every case compiles kernels of its own, which takes a processor that plays a GPU half a second, and
+        // seconds where it plays matrix units too.
+        let cases = some(match (gpu.software, gpu.matrices) {
+            (false, _) => 1,
+            (true, false) => 13,
+            (true, true) => 29,
+        });
+        println!("{}: {} of {} cases", gpu.name, cases.len(), some(1).len());
+        conform(gpu, &cases);
     }
 }

@@ -1,18 +1,17 @@
 //! Laws of linear layers and of the operations on rows, compared in bits: a row is the same alone and among others.
-#![allow(missing_docs)]
+//!
+//! On the processor, linear layers are the reference in every bit. On a GPU they are not: 16-bit weights are held in f16
+//! times a power of two for each row, and matrix units take activations in f16. There the oracle and its tolerances hold.
+#![allow(missing_docs, clippy::print_stdout)]
 
 mod common;
 
+use common::Tested;
 use testkit::oracle;
 use testkit::random::Random;
 use testkit::tolerance::{self, Precision};
 use tilewise::backend::cpu::CpuDevice;
 use tilewise::{DType, Device, HeadSpan, HostTensor, Linear, Tensor, reference};
-
-fn devices() -> Vec<(&'static str, CpuDevice)> {
-    let open = |set| (set, CpuDevice::with_instruction_set(Some(2), set).unwrap());
-    CpuDevice::instruction_sets().into_iter().map(open).collect()
-}
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
@@ -62,38 +61,130 @@ const ROWS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 60, 500];
 /// `[in, out]`, at and beside multiples of 4, 16, 128 (a thread's panels) and 256 (a slice of inputs).
 const SHAPES: [(usize, usize); 6] = [(1, 1), (37, 50), (64, 16), (256, 144), (261, 33), (515, 17)];
 
+/// A layer, with rows to run through it and to add to.
+struct Layer {
+    inputs: usize,
+    outputs: usize,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    x: Vec<f32>,
+    onto: Vec<f32>,
+}
+
+impl Layer {
+    fn new(seed: usize, (inputs, outputs): (usize, usize), precision: Precision, rows: usize) -> Self {
+        let mut random = Random::new(seed as u64);
+        let weight = random.normals(inputs * outputs).into_iter().map(|x| precision.round(x)).collect();
+        let bias = seed.is_multiple_of(2).then(|| random.normals(outputs));
+        let (x, onto) = (random.normals(rows * inputs), random.normals(rows * outputs));
+        Self { inputs, outputs, weight, bias, x, onto }
+    }
+
+    fn pack(&self, device: &dyn Device, precision: Precision) -> Linear {
+        let shape = [self.outputs, self.inputs];
+        pack(device, &shape, &self.weight, self.bias.as_deref(), common::dtype(precision))
+    }
+
+    /// The outputs in f64, and for each the sum of the magnitudes of what is added.
+    fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
+        let abs = |values: &[f32]| values.iter().map(|x| x.abs()).collect::<Vec<f32>>();
+        let bias = self.bias.as_deref().map(abs);
+        let want = oracle::linear(&self.weight, self.bias.as_deref(), &self.x, self.inputs);
+        (want, oracle::linear(&abs(&self.weight), bias.as_deref(), &abs(&self.x), self.inputs))
+    }
+}
+
 #[test]
 fn linear_rows_have_the_bits_of_the_reference_in_any_number() {
-    for (set, device) in devices() {
-        for (seed, (inputs, outputs)) in SHAPES.into_iter().enumerate() {
+    for Tested { name, device, .. } in &common::cpus() {
+        for (seed, shape) in SHAPES.into_iter().enumerate() {
             for precision in Precision::ALL {
-                let mut random = Random::new(seed as u64);
-                let weight: Vec<f32> =
-                    random.normals(inputs * outputs).into_iter().map(|x| precision.round(x)).collect();
-                let bias = (seed % 2 == 0).then(|| random.normals(outputs));
-                let linear =
-                    pack(&device, &[outputs, inputs], &weight, bias.as_deref(), common::dtype(precision));
-                let x = random.normals(500 * inputs);
-                let onto = random.normals(500 * outputs);
+                let layer = Layer::new(seed, shape, precision, 500);
+                let Layer { inputs, outputs, weight, bias, x, onto } = &layer;
+                let linear = layer.pack(&**device, precision);
                 let mut want = vec![0.0; 500 * outputs];
-                for (x, want) in x.chunks(inputs).zip(want.chunks_mut(outputs)) {
-                    reference::linear(&weight, bias.as_deref(), x, want);
+                for (x, want) in x.chunks(*inputs).zip(want.chunks_mut(*outputs)) {
+                    reference::linear(weight, bias.as_deref(), x, want);
                 }
-                let added = chains(&weight, bias.as_deref(), &x, inputs, &onto);
+                let added = chains(weight, bias.as_deref(), x, *inputs, onto);
                 for rows in ROWS {
-                    let what = format!("{set} {rows} rows of {inputs} to {outputs} in {precision:?}");
+                    let what = format!("{name} {rows} rows of {inputs} to {outputs} in {precision:?}");
                     let (x, onto) = (&x[..rows * inputs], &onto[..rows * outputs]);
-                    let got = product(&device, &linear, x, None);
+                    let got = product(&**device, &linear, x, None);
                     assert!(bits(&got) == bits(&want[..rows * outputs]), "{what}");
-                    let got = product(&device, &linear, x, Some(onto));
+                    let got = product(&**device, &linear, x, Some(onto));
                     assert!(bits(&got) == bits(&added[..rows * outputs]), "{what}, added");
                 }
-                let oracle = oracle::linear(&weight, bias.as_deref(), &x[..60 * inputs], inputs);
-                for (want, oracle) in want.iter().zip(oracle) {
+                for (want, oracle) in want[..60 * outputs].iter().zip(layer.oracle().0) {
                     let error = (f64::from(*want) - oracle).abs();
                     assert!(error <= tolerance::chain(inputs + 1), "{inputs}: {want} and {oracle}");
                 }
             }
+        }
+    }
+}
+
+/// Rows at and beside the tiles of a GPU.
+const GPU_ROWS: [usize; 7] = [1, 2, 15, 16, 17, 60, 130];
+
+#[test]
+fn linear_rows_on_a_gpu_are_near_the_oracle_and_have_the_same_bits_in_any_number() {
+    for gpu in common::gpus() {
+        let mut largest = 0.0f64;
+        for (seed, shape) in SHAPES.into_iter().enumerate() {
+            for precision in Precision::ALL {
+                let layer = Layer::new(seed, shape, precision, 130);
+                let linear = layer.pack(&*gpu.device, precision);
+                let what = format!("{} {shape:?} in {precision:?}", gpu.name);
+                let (want, magnitudes) = layer.oracle();
+                for onto in [None, Some(&layer.onto[..])] {
+                    let all = product(&*gpu.device, &linear, &layer.x, onto);
+                    for (at, got) in all.iter().enumerate() {
+                        let before = onto.map_or(0.0, |onto| f64::from(onto[at]));
+                        let allowed = if gpu.matrices && precision != Precision::F32 {
+                            tolerance::linear_by_matrix_units(magnitudes[at] + before.abs(), shape.0 + 2)
+                        } else {
+                            tolerance::chain(shape.0 + 2)
+                        };
+                        let error = (f64::from(*got) - want[at] - before).abs() / allowed;
+                        assert!(
+                            error <= 1.0,
+                            "{what} element {at}: {got} is off by {error} of the tolerance"
+                        );
+                        largest = largest.max(error);
+                    }
+                    for rows in GPU_ROWS {
+                        let onto = onto.map(|onto| &onto[..rows * shape.1]);
+                        let got = product(&*gpu.device, &linear, &layer.x[..rows * shape.0], onto);
+                        assert!(bits(&got) == bits(&all[..rows * shape.1]), "{what}: {rows} rows");
+                    }
+                }
+            }
+        }
+        println!("{}: linear layers, worst {largest:.3} of the tolerance", gpu.name);
+    }
+}
+
+#[test]
+fn bf16_weights_of_any_magnitude_keep_their_accuracy_on_a_gpu() {
+    const EXPONENTS: [i32; 5] = [-110, -30, 0, 30, 110];
+    for gpu in common::gpus() {
+        let mut layer = Layer::new(1, (100, EXPONENTS.len()), Precision::Bf16, 20);
+        for (row, exponent) in layer.weight.chunks_mut(100).zip(EXPONENTS) {
+            row.iter_mut().for_each(|x| *x *= 2.0f32.powi(exponent));
+        }
+        let got = product(&*gpu.device, &layer.pack(&*gpu.device, Precision::Bf16), &layer.x, None);
+        let (want, magnitudes) = layer.oracle();
+        for (at, got) in got.iter().enumerate() {
+            let exponent = EXPONENTS[at % EXPONENTS.len()];
+            let unit = 2.0f64.powi(exponent);
+            let allowed = if gpu.matrices {
+                tolerance::linear_by_matrix_units(magnitudes[at] / unit, 101)
+            } else {
+                tolerance::chain(101)
+            };
+            let error = (f64::from(*got) - want[at]).abs() / unit;
+            assert!(error <= allowed, "{} 2^{exponent}: {got}, not {}", gpu.name, want[at]);
         }
     }
 }
@@ -112,52 +203,69 @@ fn any_number_of_threads_gives_linear_layers_the_same_bits() {
 
 #[test]
 fn matrices_packed_under_each_other_are_one_matrix() {
-    let device = CpuDevice::new(Some(2)).unwrap();
-    let mut random = Random::new(4);
-    let (weight, x) = (random.normals(45 * 30), random.normals(3 * 30));
-    let one = pack(&device, &[45, 30], &weight, None, DType::F16);
-    let parts =
-        [HostTensor::f32(&[19, 30], &weight[..19 * 30]), HostTensor::f32(&[26, 30], &weight[19 * 30..])];
-    let two = device.pack_linear(&parts.map(Result::unwrap), None, DType::F16).unwrap();
-    assert_eq!(bits(&product(&device, &one, &x, None)), bits(&product(&device, &two, &x, None)));
+    each_device(|Tested { name, device, .. }| {
+        let device = &**device;
+        let mut random = Random::new(4);
+        let (weight, x) = (random.normals(45 * 30), random.normals(3 * 30));
+        let one = pack(device, &[45, 30], &weight, None, DType::F16);
+        let parts =
+            [HostTensor::f32(&[19, 30], &weight[..19 * 30]), HostTensor::f32(&[26, 30], &weight[19 * 30..])];
+        let two = device.pack_linear(&parts.map(Result::unwrap), None, DType::F16).unwrap();
+        assert_eq!(bits(&product(device, &one, &x, None)), bits(&product(device, &two, &x, None)), "{name}");
+    });
 }
 
 #[test]
 fn embeddings_are_the_rows_of_the_table_exactly() {
-    for (set, device) in devices() {
+    each_device(|Tested { name, device, .. }| {
         for precision in Precision::ALL {
             let table: Vec<f32> =
                 Random::new(5).normals(35 * 21).into_iter().map(|x| precision.round(x)).collect();
-            let packed = pack(&device, &[35, 21], &table, None, common::dtype(precision));
+            let packed = pack(&**device, &[35, 21], &table, None, common::dtype(precision));
             let ids = [34u32, 0, 16, 15, 0, 7];
             let want: Vec<f32> =
                 ids.iter().flat_map(|id| table[*id as usize * 21..][..21].to_vec()).collect();
             let ids = device.upload(HostTensor::u32(&[6], &ids).unwrap()).unwrap();
             let mut out = device.alloc(&[6, 21], DType::F32).unwrap();
             device.embed(&packed, &ids, &mut out).unwrap();
-            assert_eq!(bits(&device.download(&out).unwrap()), bits(&want), "{set} {precision:?}");
+            assert_eq!(bits(&device.download(&out).unwrap()), bits(&want), "{name} {precision:?}");
         }
-    }
+    });
 }
 
-/// Runs an operation on all rows together, on every row alone and on every instruction set; all must agree in bits.
-/// Returns the result.
-fn by_rows(x: &[f32], len: usize, run: impl Fn(&dyn Device, &[f32], usize) -> Vec<f32>) -> Vec<f32> {
-    let mut all = Vec::new();
-    for (set, device) in devices() {
-        let together = run(&device, x, 0);
-        let alone = x.chunks(len).enumerate().flat_map(|(row, x)| run(&device, x, row));
-        assert!(bits(&together) == bits(&alone.collect::<Vec<_>>()), "{set}: rows of {len}");
-        all.push(together);
-    }
-    assert!(all.windows(2).all(|pair| bits(&pair[0]) == bits(&pair[1])), "instruction sets, rows of {len}");
-    all.swap_remove(0)
+fn each_device(run: impl FnMut(&Tested)) {
+    common::cpus().iter().chain(common::gpus()).for_each(run);
 }
 
-fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), want.len());
+/// Runs an operation on all rows together and on every row alone, which must agree in bits, on every device; the results
+/// of instruction sets must agree among each other, and all must be near `want`. Returns what each device made.
+fn by_rows(
+    x: &[f32],
+    len: usize,
+    want: &[f32],
+    run: impl Fn(&dyn Device, &[f32], usize) -> Vec<f32>,
+) -> Vec<Vec<f32>> {
+    let mut results: Vec<Vec<f32>> = Vec::new();
+    each_device(|Tested { name, device, gpu, .. }| {
+        let together = run(&**device, x, 0);
+        let alone = x.chunks(len).enumerate().flat_map(|(row, x)| run(&**device, x, row));
+        assert!(bits(&together) == bits(&alone.collect::<Vec<_>>()), "{name}: rows of {len}");
+        if let (false, Some(other)) = (gpu, results.first()) {
+            assert!(
+                bits(&together) == bits(other),
+                "{name}: rows of {len} differ from another instruction set's"
+            );
+        }
+        assert_close(&together, want, &format!("{name}: rows of {len}"));
+        results.push(together);
+    });
+    results
+}
+
+fn assert_close(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
     for (at, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= tolerance * want.abs().max(1.0), "element {at}: {got}, not {want}");
+        assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0), "{what}, element {at}: {got}, not {want}");
     }
 }
 
@@ -169,16 +277,15 @@ fn rms_norm_is_the_reference_row_by_row() {
     for (rows, len) in LENS {
         let mut random = Random::new(len as u64);
         let (x, weight) = (random.normals(rows * len), random.normals(len));
-        let got = by_rows(&x, len, |device, x, _| {
+        let mut want = vec![0.0; x.len()];
+        let pairs = x.chunks(len).zip(want.chunks_mut(len));
+        pairs.for_each(|(x, want)| reference::rms_norm(x, &weight, 1e-6, want));
+        by_rows(&x, len, &want, |device, x, _| {
             let (x, weight) = (f32s(device, &[x.len() / len, len], x), f32s(device, &[len], &weight));
             let mut out = device.alloc(x.shape(), DType::F32).unwrap();
             device.rms_norm(&x, &weight, 1e-6, &mut out).unwrap();
             device.download(&out).unwrap()
         });
-        let mut want = vec![0.0; x.len()];
-        let pairs = x.chunks(len).zip(want.chunks_mut(len));
-        pairs.for_each(|(x, want)| reference::rms_norm(x, &weight, 1e-6, want));
-        assert_close(&got, &want, 1e-5);
     }
 }
 
@@ -191,15 +298,6 @@ fn norms_and_rotations_of_heads_touch_their_span_only() {
         let (x, weight, table) =
             (random.normals(rows * len), random.normals(dim), random.normals(9 * rotary));
         let position = |row: usize| (row * 4 % 9) as u32;
-        let got = by_rows(&x, len, |device, x, row| {
-            let rows = x.len() / len;
-            let mut x = f32s(device, &[rows, len], x);
-            device.rms_norm_heads(&mut x, span, &f32s(device, &[dim], &weight), 1e-6).unwrap();
-            let positions: Vec<u32> = (row..row + rows).map(position).collect();
-            let positions = device.upload(HostTensor::u32(&[rows], &positions).unwrap()).unwrap();
-            device.rope(&mut x, span, &f32s(device, &[9, rotary], &table), &positions).unwrap();
-            device.download(&x).unwrap()
-        });
         let mut want = x.clone();
         for (row, own) in want.chunks_mut(len).enumerate() {
             for head in own[span.offset..span.offset + 3 * dim].chunks_mut(dim) {
@@ -208,8 +306,16 @@ fn norms_and_rotations_of_heads_touch_their_span_only() {
                 reference::rope(head, &table[position(row) as usize * rotary..][..rotary]);
             }
         }
-        assert_close(&got, &want, 1e-5);
-        for (got, x) in got.chunks(len).zip(x.chunks(len)) {
+        let results = by_rows(&x, len, &want, |device, x, row| {
+            let rows = x.len() / len;
+            let mut x = f32s(device, &[rows, len], x);
+            device.rms_norm_heads(&mut x, span, &f32s(device, &[dim], &weight), 1e-6).unwrap();
+            let positions: Vec<u32> = (row..row + rows).map(position).collect();
+            let positions = device.upload(HostTensor::u32(&[rows], &positions).unwrap()).unwrap();
+            device.rope(&mut x, span, &f32s(device, &[9, rotary], &table), &positions).unwrap();
+            device.download(&x).unwrap()
+        });
+        for (got, x) in results.iter().flat_map(|got| got.chunks(len).zip(x.chunks(len))) {
             let outside = |row: &[f32]| bits(&[&row[..5], &row[5 + 3 * dim..]].concat());
             assert_eq!(outside(got), outside(x), "elements outside the span");
         }
@@ -222,26 +328,27 @@ fn silu_mul_is_the_reference_row_by_row() {
         let mut random = Random::new(len as u64);
         let mut x: Vec<f32> = random.normals(rows * 2 * len).into_iter().map(|x| x * 5.0).collect();
         x[..3 * len.min(2)].fill(-100.0);
-        let got = by_rows(&x, 2 * len, |device, x, _| {
+        let mut want = vec![0.0; rows * len];
+        for (x, want) in x.chunks(2 * len).zip(want.chunks_mut(len)) {
+            reference::silu_mul(&x[..len], &x[len..], want);
+        }
+        by_rows(&x, 2 * len, &want, |device, x, _| {
             let gate_up = f32s(device, &[x.len() / len / 2, 2 * len], x);
             let mut out = device.alloc(&[gate_up.rows(), len], DType::F32).unwrap();
             device.silu_mul(&gate_up, &mut out).unwrap();
             device.download(&out).unwrap()
         });
-        let mut want = vec![0.0; rows * len];
-        for (x, want) in x.chunks(2 * len).zip(want.chunks_mut(len)) {
-            reference::silu_mul(&x[..len], &x[len..], want);
-        }
-        assert_close(&got, &want, 1e-5);
     }
 }
 
 #[test]
 fn gathered_rows_are_exact() {
-    let device = CpuDevice::new(Some(2)).unwrap();
-    let x = Random::new(6).normals(9 * 7);
-    let mut out = device.alloc(&[4, 7], DType::F32).unwrap();
-    device.gather_rows(&f32s(&device, &[9, 7], &x), &[8, 0, 3, 3], &mut out).unwrap();
-    let want: Vec<f32> = [8, 0, 3, 3].iter().flat_map(|row: &usize| x[row * 7..][..7].to_vec()).collect();
-    assert_eq!(bits(&device.download(&out).unwrap()), bits(&want));
+    each_device(|Tested { name, device, .. }| {
+        let device = &**device;
+        let x = Random::new(6).normals(9 * 7);
+        let mut out = device.alloc(&[4, 7], DType::F32).unwrap();
+        device.gather_rows(&f32s(device, &[9, 7], &x), &[8, 0, 3, 3], &mut out).unwrap();
+        let want: Vec<f32> = [8, 0, 3, 3].iter().flat_map(|row: &usize| x[row * 7..][..7].to_vec()).collect();
+        assert_eq!(bits(&device.download(&out).unwrap()), bits(&want), "{name}");
+    });
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench_attention;
 pub(crate) mod bench_one_batch;
+pub(crate) mod devices;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod inspect;

@@ -1,12 +1,19 @@
 //! Small random models, written as folders.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    clippy::print_stdout,
+    reason = "each test file uses its own part, and says what it skipped"
+)]
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tilewise::Device;
+use tilewise::backend::gpu::GpuDevice;
 use tilewise_engine::model::{ModelConfig, ModelSource};
 use tilewise_engine::{Engine, EngineConfig, Event, FinishReason, GenerateRequest, KvBudget, RequestId};
 
@@ -136,6 +143,41 @@ pub(crate) fn open_with_threads(
 ) -> tilewise_engine::Result<Engine> {
     let device = tilewise::open("cpu", Some(threads)).unwrap();
     Engine::new(device, &ModelSource::Folder(folder.to_owned()), config, &mut |_| {})
+}
+
+pub(crate) fn open_on(
+    device: &Arc<dyn Device>,
+    folder: &Path,
+    config: &EngineConfig,
+) -> tilewise_engine::Result<Engine> {
+    Engine::new(device.clone(), &ModelSource::Folder(folder.to_owned()), config, &mut |_| {})
+}
+
+/// A GPU under test.
+pub(crate) struct Gpu {
+    pub(crate) name: String,
+    pub(crate) device: Arc<dyn Device>,
+    /// Whether it is a processor that plays a GPU: such a one gets less to do.
+    pub(crate) software: bool,
+}
+
+/// Every GPU that can be opened; the tests of a file share them, and with them the compiled kernels.
+pub(crate) fn gpus() -> &'static [Gpu] {
+    static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        let mut gpus = Vec::new();
+        for adapter in GpuDevice::adapters() {
+            let name = format!("{} {}", adapter.name, adapter.description);
+            match tilewise::open(&adapter.name, None) {
+                Ok(device) => gpus.push(Gpu { name, device, software: adapter.software }),
+                Err(error) => println!("{name}: skipped, {error}"),
+            }
+        }
+        if gpus.is_empty() {
+            println!("gpu: skipped, this machine has no adapter");
+        }
+        gpus
+    })
 }
 
 /// What became of a request.

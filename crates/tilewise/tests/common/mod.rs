@@ -1,7 +1,7 @@
 //! Running a testkit case on a device.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::print_stdout)]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use testkit::cases::{AttentionCase, Data, Layout};
 use testkit::oracle::Visible;
@@ -18,40 +18,66 @@ pub struct Tested {
     /// What to call it in failures: the instruction set, or the adapter and its arithmetic.
     pub name: String,
     pub device: Box<dyn Device>,
-    /// Whether it is a processor that plays a GPU.
+    pub gpu: bool,
+    /// Whether it is a processor that plays a GPU: such a one compiles and runs slowly.
     pub software: bool,
+    /// Whether matrix units multiply its 16-bit elements.
+    pub matrices: bool,
 }
 
-/// Every device of this machine: each instruction set of its processor, each GPU with and without its matrix units.
-pub fn devices() -> Vec<Tested> {
-    let cpu = CpuDevice::instruction_sets().into_iter().map(|set| Tested {
-        name: set.to_owned(),
-        device: Box::new(CpuDevice::with_instruction_set(Some(2), set).unwrap()),
-        software: false,
-    });
-    cpu.chain(gpus()).collect()
+impl Tested {
+    pub fn cpu(name: &str, device: CpuDevice) -> Self {
+        let (name, device) = (name.to_owned(), Box::new(device));
+        Self { name, device, gpu: false, software: false, matrices: false }
+    }
 }
 
-/// Every GPU, with and without its matrix units.
+/// Every instruction set of this machine's processor, on two threads.
+pub fn cpus() -> Vec<Tested> {
+    let open = |set| Tested::cpu(set, CpuDevice::with_instruction_set(Some(2), set).unwrap());
+    CpuDevice::instruction_sets().into_iter().map(open).collect()
+}
+
+/// Every GPU, with and without its matrix units; a processor that plays a GPU with them comes with them only. The tests
+/// of a file share the devices, and with them the compiled kernels.
+pub fn gpus() -> &'static [Tested] {
+    static GPUS: OnceLock<Vec<Tested>> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        let gpus = open_gpus();
+        if gpus.is_empty() {
+            println!("gpu: skipped, this machine has no adapter or this build no GPU backend");
+        }
+        gpus
+    })
+}
+
 #[cfg(feature = "gpu")]
-pub fn gpus() -> Vec<Tested> {
+fn open_gpus() -> Vec<Tested> {
     use tilewise::backend::gpu::GpuDevice;
     let mut all = Vec::new();
-    for (index, adapter) in GpuDevice::adapters().iter().enumerate() {
-        let (full, plain) = (GpuDevice::new(index).unwrap(), GpuDevice::without_matrices(index).unwrap());
-        if full.matrix_tile().is_some() {
-            let name = format!("{} {} with matrices", adapter.name, adapter.description);
-            all.push(Tested { name, device: Box::new(full), software: adapter.software });
-        }
+    for (index, adapter) in GpuDevice::adapters().into_iter().enumerate() {
+        let software = adapter.software;
         let name = format!("{} {}", adapter.name, adapter.description);
-        all.push(Tested { name, device: Box::new(plain), software: adapter.software });
+        let full = match GpuDevice::new(index) {
+            Ok(full) => full,
+            Err(error) => {
+                println!("{name}: skipped, {error}");
+                continue;
+            }
+        };
+        let matrices = full.matrix_tile().is_some();
+        if matrices && !software {
+            let device = Box::new(GpuDevice::without_matrices(index).unwrap());
+            all.push(Tested { name: name.clone(), device, gpu: true, software, matrices: false });
+        }
+        let name = if matrices { format!("{name} with matrices") } else { name };
+        all.push(Tested { name, device: Box::new(full), gpu: true, software, matrices });
     }
     all
 }
 
-/// No GPU in this build.
 #[cfg(not(feature = "gpu"))]
-pub fn gpus() -> Vec<Tested> {
+fn open_gpus() -> Vec<Tested> {
     Vec::new()
 }
 

@@ -7,6 +7,8 @@ mod memory;
 mod pipeline;
 mod rows;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,8 +21,8 @@ use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
-    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView, checks,
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, DeviceSummary, Error,
+    HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -34,23 +36,12 @@ pub struct GpuDevice {
     halves: Scratch,
 }
 
-/// What there is to open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdapterSummary {
-    /// The name to open it by: `gpu:0`.
-    pub name: String,
-    /// What it is, by its driver.
-    pub description: String,
-    /// Whether it is a processor that plays a GPU.
-    pub software: bool,
-}
-
 impl GpuDevice {
     /// The adapters of this machine, real ones first.
-    pub fn adapters() -> Vec<AdapterSummary> {
+    pub fn adapters() -> Vec<DeviceSummary> {
         let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
             let info = adapter.get_info();
-            AdapterSummary {
+            DeviceSummary {
                 name: format!("gpu:{index}"),
                 description: describe(&info),
                 software: context::is_software(&info),
@@ -79,7 +70,11 @@ impl GpuDevice {
         let name = format!("gpu:{index}");
         let adapters = context::adapters();
         let Some(adapter) = adapters.get(index) else {
-            let why = format!("this machine has {} GPU adapters; use cpu", adapters.len());
+            let why = match adapters.len() {
+                0 => "this machine has no GPU adapter; use cpu".to_owned(),
+                1 => "this machine has one GPU adapter, gpu:0".to_owned(),
+                n => format!("this machine has {n} GPU adapters, gpu:0 to gpu:{}", n - 1),
+            };
             return Err(Error::Device { device: name, why });
         };
         let context = Arc::new(Context::open(&name, adapter, matrices)?);

@@ -71,8 +71,7 @@ impl Context {
         let buffers = [f32_only("rms_norm", x)?, f32_only("rms_norm", weight)?, gpu(out)?];
         let to = wgsl("rms_norm", out)?;
         let args = Args::default().numbers(&[x.rows(), 1, len, len, 0, len, 0]).float(eps);
-        let kernel = norm(256).set("IN_PLACE", 0).set("OUT", to).set("F16", u32::from(to == "f16"));
-        self.run(kernel, &buffers, &args, spread(x.rows()))
+        self.run(norm(to), &buffers, &args, spread(x.rows()))
     }
 
     pub(super) fn rms_norm_heads(&self, x: &Tensor, span: HeadSpan, weight: &Tensor, eps: f32) -> Result<()> {
@@ -80,8 +79,7 @@ impl Context {
         let count = x.rows() * span.num_heads;
         let numbers = [count, span.num_heads, span.head_dim, x.row_len(), span.offset, 0, 0];
         let args = Args::default().numbers(&numbers).float(eps);
-        let kernel = norm(64).set("IN_PLACE", 1).set("OUT", "f32").set("F16", 0);
-        self.run(kernel, &buffers, &args, spread(count))
+        self.run(norm_in_place(), &buffers, &args, spread(count))
     }
 
     pub(super) fn rope(&self, x: &Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
@@ -89,18 +87,13 @@ impl Context {
         let half = table.row_len() / 2;
         let pairs = x.rows() * span.num_heads * half;
         let numbers = [pairs, span.num_heads, span.head_dim, half, x.row_len(), span.offset];
-        let kernel = Specialisation::new("rope", include_str!("rope.wgsl"));
-        self.run(kernel, &buffers, &Args::default().numbers(&numbers), spread(pairs.div_ceil(64)))
+        self.run(rope(), &buffers, &Args::default().numbers(&numbers), spread(pairs.div_ceil(64)))
     }
 
     pub(super) fn silu_mul(&self, gate_up: &Tensor, out: &Tensor) -> Result<()> {
         let (from, to) = (wgsl("silu_mul", gate_up)?, wgsl("silu_mul", out)?);
-        let kernel = Specialisation::new("silu", include_str!("silu.wgsl"))
-            .set("IN", from)
-            .set("OUT", to)
-            .set("F16", u32::from(from == "f16" || to == "f16"));
         let args = Args::default().numbers(&[out.len(), out.row_len()]);
-        self.run(kernel, &[gpu(gate_up)?, gpu(out)?], &args, spread(out.len().div_ceil(256)))
+        self.run(silu(from, to), &[gpu(gate_up)?, gpu(out)?], &args, spread(out.len().div_ceil(256)))
     }
 
     /// `out[i] = table[rows[i] - first]` where the table has that row.
@@ -112,19 +105,54 @@ impl Context {
         rows: &GpuBuffer,
         out: &Tensor,
     ) -> Result<()> {
-        let kernel = Specialisation::new("gather", include_str!("gather.wgsl"))
-            .set("IN", dtype)
-            .set("F16", u32::from(dtype == "f16"))
-            .set("SCALED", u32::from(scales.is_some()));
         let args = Args::default().numbers(&[out.len(), out.row_len(), stride, first, table_rows]);
         let mut buffers = vec![table, rows, f32_only("gather", out)?];
         buffers.extend(scales);
-        self.run(kernel, &buffers, &args, spread(out.len().div_ceil(256)))
+        self.run(gather(dtype, scales.is_some()), &buffers, &args, spread(out.len().div_ceil(256)))
     }
 }
 
-fn norm(threads: u32) -> Specialisation {
+/// Norms of whole rows, written as `to`.
+fn norm(to: &'static str) -> Specialisation {
+    norm_by(256).set("IN_PLACE", 0).set("OUT", to).set("F16", u32::from(to == "f16"))
+}
+
+/// Norms of heads within rows.
+fn norm_in_place() -> Specialisation {
+    norm_by(64).set("IN_PLACE", 1).set("OUT", "f32").set("F16", 0)
+}
+
+fn norm_by(threads: u32) -> Specialisation {
     Specialisation::new("rms_norm", include_str!("norm.wgsl"))
         .set("THREADS", threads)
         .set("LOG", threads.ilog2())
+}
+
+fn rope() -> Specialisation {
+    Specialisation::new("rope", include_str!("rope.wgsl"))
+}
+
+fn silu(from: &'static str, to: &'static str) -> Specialisation {
+    Specialisation::new("silu", include_str!("silu.wgsl"))
+        .set("IN", from)
+        .set("OUT", to)
+        .set("F16", u32::from(from == "f16" || to == "f16"))
+}
+
+fn gather(from: &'static str, scaled: bool) -> Specialisation {
+    Specialisation::new("gather", include_str!("gather.wgsl"))
+        .set("IN", from)
+        .set("F16", u32::from(from == "f16"))
+        .set("SCALED", u32::from(scaled))
+}
+
+/// Kernels of this module as they are launched, of each kind at least one.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Specialisation> {
+    let types = ["f32", "f16"];
+    let mut all = vec![norm_in_place(), rope()];
+    all.extend(types.map(norm));
+    all.extend(types.iter().flat_map(|from| types.map(|to| silu(from, to))));
+    all.extend(types.iter().flat_map(|from| [false, true].map(|scaled| gather(from, scaled))));
+    all
 }
