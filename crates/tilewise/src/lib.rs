@@ -40,7 +40,9 @@ mod tensor;
 use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
-pub use device::{Ceilings, Device, DeviceCaps, HeadSpan, Kv, Linear};
+pub use device::{
+    Ceilings, Counts, Device, DeviceCaps, Draw, HeadSpan, Kv, Linear, NotFinite, RotaryHeads, Sampled,
+};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;

@@ -7,7 +7,7 @@ use wgpu::Features;
 
 use super::memory::{GpuBuffer, Pool};
 use super::pipeline::Pipelines;
-use crate::{Error, Result};
+use crate::{Counts, Error, Result};
 
 /// Submits what is recorded after this many launches, so that the device starts while the rest is recorded.
 const EARLY: u64 = 48;
@@ -48,17 +48,6 @@ struct Recorder {
     launches: u64,
     /// Launches and submissions since the device was opened.
     total: Counts,
-}
-
-/// How much has been asked of a device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Kernels launched.
-    pub launches: u64,
-    /// Command buffers submitted.
-    pub submissions: u64,
-    /// Results read back to the host.
-    pub downloads: u64,
 }
 
 /// One launch of a kernel.

@@ -6,6 +6,7 @@ mod linear;
 mod memory;
 mod pipeline;
 mod rows;
+mod sample;
 mod template;
 
 use std::sync::Arc;
@@ -13,14 +14,14 @@ use std::sync::atomic::Ordering;
 
 use self::attention::Pages;
 use self::context::Context;
-pub use self::context::Counts;
 use self::linear::Onto;
 use self::memory::{GpuBuffer, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
-    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView, checks,
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, Counts, DType, Device, DeviceCaps, Draw, Error,
+    HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, Result, RotaryHeads,
+    Sampled, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -89,11 +90,6 @@ impl GpuDevice {
         self.context.abilities.matrix_tile
     }
 
-    /// What has been asked of the device so far.
-    pub fn counts(&self) -> Counts {
-        self.context.counts()
-    }
-
     fn tensor(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
@@ -110,8 +106,12 @@ impl GpuDevice {
 
     /// Keys or values of a layer, in as many buffers as the device needs to see them.
     fn pages(&self, config: &KvCacheConfig, dim: usize) -> Result<Tensor> {
-        let head = config.num_pages.saturating_mul(config.page_size * dim * config.dtype.size());
-        let together = (self.context.abilities.binding as usize / head.max(1)).min(config.num_kv_heads);
+        let bytes =
+            |dim: usize| config.num_pages.saturating_mul(config.page_size * dim * config.dtype.size());
+        let head = bytes(dim);
+        // Keys and values are cut at the same heads.
+        let widest = bytes(config.head_dim.max(config.value_dim)).max(1);
+        let together = (self.context.abilities.binding as usize / widest).min(config.num_kv_heads);
         let what = || format!("pages of {} keys or values per head", config.num_pages * config.page_size);
         if together == 0 {
             return Err(Error::OutOfMemory { what: what(), bytes: head });
@@ -229,6 +229,18 @@ impl Device for GpuDevice {
         attention::append(&self.context, plan, keys, values, layer)
     }
 
+    fn append_rotated(
+        &self,
+        plan: &AttentionPlan,
+        x: &mut Tensor,
+        heads: &RotaryHeads<'_>,
+        layer: &mut KvLayer,
+    ) -> Result<()> {
+        checks::append_rotated(plan, x, heads, layer)?;
+        self.check_positions(heads.table, heads.positions)?;
+        attention::append_rotated(&self.context, plan, x, heads, layer)
+    }
+
     fn attention(
         &self,
         plan: &AttentionPlan,
@@ -269,10 +281,7 @@ impl Device for GpuDevice {
 
     fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
         checks::rope(x, span, table, positions)?;
-        let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
-        if !positions.is_empty() && largest >= table.rows() {
-            return Err(Error::shape("rope", format!("position {largest} of a table of {}", table.rows())));
-        }
+        self.check_positions(table, positions)?;
         self.context.rope(x, span, table, positions)
     }
 
@@ -283,14 +292,36 @@ impl Device for GpuDevice {
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         checks::gather_rows(x, rows, out)?;
-        let ids = GpuBuffer::new(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
+        let ids = GpuBuffer::to_write(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
         self.context.write(&ids, 0, bytemuck::cast_slice(rows))?;
         let dtype = rows::wgsl("gather_rows", x)?;
         self.context.gather((gpu(x)?, dtype), None, (x.row_len(), 0, x.rows()), &ids, out)
     }
+
+    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>> {
+        checks::sample(logits, draws)?;
+        sample::sample(&self.context, logits, draws)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.context.wait()
+    }
+
+    fn counts(&self) -> Option<Counts> {
+        Some(self.context.counts())
+    }
 }
 
 impl GpuDevice {
+    /// Checks that a table of rotations has all positions.
+    fn check_positions(&self, table: &Tensor, positions: &Tensor) -> Result<()> {
+        let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
+        if !positions.is_empty() && largest >= table.rows() {
+            return Err(Error::shape("rope", format!("position {largest} of a table of {}", table.rows())));
+        }
+        Ok(())
+    }
+
     /// Copies host elements to the front of a tensor.
     fn fill(&self, tensor: &Tensor, host: HostTensor<'_>) -> Result<()> {
         let buffer = gpu(tensor)?;

@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     sums[thread] = sum;
     workgroupBarrier();
 #for step in 0..LOG
-    if thread < ${THREADS}u >> ${step + 1}u {
+    if thread < (${THREADS}u >> ${step + 1}u) {
         sums[thread] += sums[thread + (${THREADS}u >> ${step + 1}u)];
     }
     workgroupBarrier();

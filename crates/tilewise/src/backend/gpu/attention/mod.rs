@@ -1,6 +1,7 @@
 //! Attention on the GPU: the kernels, the rules that choose among them, and the launch.
 
 mod resident;
+mod rotate;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::{
 };
 
 pub(super) use self::resident::{Resident, reside};
+pub(super) use self::rotate::append as append_rotated;
 
 /// The kernels, in the order of [`Path`].
 pub(super) const KERNELS: &[KernelInfo] = &[
@@ -67,6 +69,16 @@ fn words(dtype: DType) -> (&'static str, u32, u32) {
     }
 }
 
+/// Sets how pages of a type are written.
+fn page_type(kernel: Specialisation, dtype: DType) -> Specialisation {
+    let (pair, f32s, f16s, bf16s) = match dtype {
+        DType::F32 => ("vec2<f32>", 1, 0, 0),
+        DType::F16 => ("vec2<f16>", 0, 1, 0),
+        _ => ("u32", 0, 0, 1),
+    };
+    kernel.set("PAIR", pair).set("F32", f32s).set("F16", f16s).set("BF16", bf16s)
+}
+
 /// Writes new keys and values; see [`crate::Device::append_kv`].
 pub(super) fn append(
     context: &Context,
@@ -80,18 +92,10 @@ pub(super) fn append(
     let tokens = plan.layout.total_queries();
     for (view, tensor) in [(keys, &layer.keys), (values, &layer.values)] {
         let pages = Pages::of(tensor)?;
-        let (pair, f32s, f16s, bf16s) = match tensor.dtype() {
-            DType::F32 => ("vec2<f32>", 1, 0, 0),
-            DType::F16 => ("vec2<f16>", 0, 1, 0),
-            _ => ("u32", 0, 0, 1),
-        };
         let kernel = Specialisation::new("append", include_str!("append.wgsl"))
             .set("DIM", view.head_dim)
-            .set("PAGE", layer.config.page_size)
-            .set("PAIR", pair)
-            .set("F32", f32s)
-            .set("F16", f16s)
-            .set("BF16", bf16s);
+            .set("PAGE", layer.config.page_size);
+        let kernel = page_type(kernel, tensor.dtype());
         for (heads, buffer) in &pages.parts {
             let count = tokens * heads.len() * view.head_dim / 2;
             let args = Args::default().numbers(&[
