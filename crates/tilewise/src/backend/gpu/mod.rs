@@ -1,6 +1,7 @@
 //! GPUs through wgpu: Metal, Vulkan and DX12. Kernels are WGSL templates; operations are recorded and run in order.
 
 mod attention;
+mod ceilings;
 mod context;
 mod linear;
 mod memory;
@@ -147,7 +148,7 @@ impl Device for GpuDevice {
     }
 
     fn ceilings(&self) -> Result<Ceilings> {
-        Err(Error::unsupported("ceilings", "the gpu yet"))
+        ceilings::measure(&self.context)
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
