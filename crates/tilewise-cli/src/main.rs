@@ -39,5 +39,6 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::BenchOneBatch(args) => commands::bench_one_batch::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Tune(args) => commands::tune::run(&args),
     }
 }

@@ -81,7 +81,7 @@ impl CpuDevice {
                 description: format!("{}, {threads} threads", level.name()),
                 memory: available_memory(),
             },
-            policy: DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES },
+            policy: DispatchPolicy::new(attention::KERNELS, attention::RULES),
             level,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             samplers: (0..threads).map(|_| Mutex::default()).collect(),

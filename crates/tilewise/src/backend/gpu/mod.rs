@@ -82,7 +82,7 @@ impl GpuDevice {
         };
         let context = Arc::new(Context::open(&name, adapter, matrices)?);
         let caps = DeviceCaps { name, description: describe(&context.info), memory: memory_guess(&context) };
-        let policy = DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES };
+        let policy = DispatchPolicy::new(attention::KERNELS, attention::RULES);
         Ok(Self { caps, policy, context })
     }
 
