@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dispatch::DispatchPolicy;
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, HostTensor, KvCache, KvCacheConfig,
-    KvLayer, Result, Tensor, TokenView,
+    KvLayer, Result, Tensor, TokenView, checks,
 };
 
 /// Facts about a device.
@@ -244,6 +244,7 @@ pub trait Device: Send + Sync {
         heads: &RotaryHeads<'_>,
         layer: &mut KvLayer,
     ) -> Result<()> {
+        checks::append_rotated(plan, x, heads, layer)?;
         if let Some((queries, keys)) = heads.norms {
             self.rms_norm_heads(x, heads.queries, queries, heads.eps)?;
             self.rms_norm_heads(x, heads.keys, keys, heads.eps)?;

@@ -35,10 +35,10 @@ impl Sampler {
     fn draw_by_chance(&mut self, logits: &[f32], max: f32, draw: &Draw) -> usize {
         self.weights.clear();
         self.weights.extend(logits.iter().map(|&logit| exp_of_negative((logit - max) / draw.temperature)));
-        let keep = draw.top_k.map_or(usize::MAX, |k| k as usize).min(logits.len());
-        if keep == logits.len() && draw.top_p >= 1.0 {
+        if draw.keeps_all(logits.len()) {
             return pick(&self.weights, draw.chance * sum(&self.weights));
         }
+        let keep = draw.top_k.map_or(usize::MAX, |k| k as usize).min(logits.len());
         self.candidates.clear();
         let weighted = logits.iter().zip(&self.weights).enumerate();
         self.candidates.extend(weighted.map(|(id, (&logit, &weight))| Candidate {

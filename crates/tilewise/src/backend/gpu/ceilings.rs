@@ -34,12 +34,6 @@ const SOFTWARE: Size = Size { groups: 16, steps: 64, bytes: 16 << 20, seconds: 0
 /// See [`crate::Device::ceilings`].
 pub(super) fn measure(context: &Arc<Context>) -> Result<Ceilings> {
     let size = if is_software(&context.info) { SOFTWARE } else { REAL };
-    let kernel = |read| {
-        Specialisation::new("ceilings", include_str!("ceilings.wgsl"))
-            .set("READ", u32::from(read))
-            .set("CHAINS", CHAINS)
-            .set("LOADS", LOADS)
-    };
     let part = THREADS * LOADS * 16;
     let parts = size.bytes.min(context.abilities.binding as usize / 2) / part;
     let memory = GpuBuffer::new(context, || "memory to read".to_owned(), (parts * part) as u64)?;
@@ -53,6 +47,14 @@ pub(super) fn measure(context: &Arc<Context>) -> Result<Ceilings> {
         flops: 2.0 * multiply_adds as f64 * rate(context, size.seconds, multiply)?,
         read_bytes: (parts * part) as f64 * rate(context, size.seconds, read)?,
     })
+}
+
+/// Reads or multiply-adds.
+fn kernel(read: bool) -> Specialisation {
+    Specialisation::new("ceilings", include_str!("ceilings.wgsl"))
+        .set("READ", u32::from(read))
+        .set("CHAINS", CHAINS)
+        .set("LOADS", LOADS)
 }
 
 /// Launches per second, of as many between two waits as take `seconds`.

@@ -31,11 +31,10 @@ pub(super) fn sample(
     let bytes = (draws.len() * SAMPLED * 4) as u64;
     let sampled = GpuBuffer::new(context, || "sampled tokens".to_owned(), bytes)?;
     let threads = context.device.limits().max_compute_invocations_per_workgroup.min(1024);
-    let kernel =
-        Specialisation::new("sample", include_str!("sample.wgsl")).set("THREADS", 1 << threads.ilog2());
     // Ids of a row take the upper bits of a word, so that their digits are few.
     let shift = (len as u32 - 1).leading_zeros().min(31) as usize;
     let args = Args::default().numbers(&[draws.len(), len, shift]);
+    let kernel = kernel(1 << threads.ilog2());
     context.run(kernel, &[f32_only("sample", logits)?, &asked, &sampled], &args, spread(draws.len()))?;
     let read = context.read(&sampled, bytes)?;
     let words: Vec<u32> = read.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
@@ -44,6 +43,11 @@ pub(super) fn sample(
         id => Ok(Sampled { id, logprob: draw.logprob.then(|| f32::from_bits(logprob)) }),
     };
     Ok(draws.iter().zip(words.as_chunks().0).map(outcome).collect())
+}
+
+/// The kernel; how many threads draw changes no result.
+fn kernel(threads: u32) -> Specialisation {
+    Specialisation::new("sample", include_str!("sample.wgsl")).set("THREADS", threads)
 }
 
 /// A draw as the kernel reads it.

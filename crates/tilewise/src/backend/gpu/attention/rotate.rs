@@ -5,7 +5,7 @@ use super::super::memory::gpu;
 use super::super::pipeline::Specialisation;
 use super::super::rows::{Args, f32_only, spread};
 use super::{Pages, page_type, resident};
-use crate::{AttentionPlan, KvLayer, Result, RotaryHeads, Tensor};
+use crate::{AttentionPlan, KvCacheConfig, KvLayer, Result, RotaryHeads, Tensor};
 
 /// See [`crate::Device::append_rotated`], whose arguments were checked.
 pub(in super::super) fn append(
@@ -18,12 +18,7 @@ pub(in super::super) fn append(
     let resident = resident::of(plan)?;
     let tokens = plan.layout.total_queries();
     let (keys, values) = (Pages::of(&layer.keys)?, Pages::of(&layer.values)?);
-    let kernel = Specialisation::new("rotate", include_str!("rotate.wgsl"))
-        .set("D", heads.keys.head_dim)
-        .set("DV", heads.values.head_dim)
-        .set("PAGE", layer.config.page_size)
-        .set("NORMED", u32::from(heads.norms.is_some()));
-    let kernel = page_type(kernel, layer.config.dtype);
+    let kernel = kernel(heads.norms.is_some(), &layer.config);
     let mut q_heads = heads.queries.num_heads;
     for ((own, keys), (_, values)) in keys.parts.iter().zip(&values.parts) {
         let count = tokens * (q_heads + 2 * own.len());
@@ -49,4 +44,14 @@ pub(in super::super) fn append(
         q_heads = 0;
     }
     Ok(())
+}
+
+/// The kernel for pages of a shape and type.
+fn kernel(normed: bool, pages: &KvCacheConfig) -> Specialisation {
+    let kernel = Specialisation::new("rotate", include_str!("rotate.wgsl"))
+        .set("D", pages.head_dim)
+        .set("DV", pages.value_dim)
+        .set("PAGE", pages.page_size)
+        .set("NORMED", u32::from(normed));
+    page_type(kernel, pages.dtype)
 }
