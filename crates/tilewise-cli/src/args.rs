@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Say what is in a model's folder, and how many tokens fit in memory
     Inspect(InspectArgs),
+    /// Measure a device's attention kernels and write down which to use when
+    Tune(TuneArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +57,13 @@ pub(crate) struct DeviceArgs {
     pub(crate) threads: Option<usize>,
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PolicyArgs {
+    /// Choose attention kernels by what tilewise tune wrote on this device
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -73,6 +82,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) model: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
     /// Element type of the weights in memory; auto is the file's
     #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
     pub(crate) dtype: WeightDType,
@@ -175,6 +186,8 @@ pub(crate) struct BenchAttentionArgs {
     pub(crate) budget: f64,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
@@ -199,6 +212,8 @@ pub(crate) struct ExplainArgs {
     pub(crate) kernel: Option<String>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
@@ -213,6 +228,33 @@ pub(crate) struct InspectArgs {
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TuneArgs {
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// The file to write, for --policy
+    #[arg(long, default_value = "policy.json", value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Queries per sequence, each a row of its KV head
+    #[arg(long, default_value = "1,2,4,8,16,32,64", value_delimiter = ',', value_name = "N")]
+    pub(crate) rows: Vec<usize>,
+    /// Keys per sequence
+    #[arg(long, default_value = "512,4096,16384", value_delimiter = ',', value_name = "N")]
+    pub(crate) kv_len: Vec<usize>,
+    /// Elements per head
+    #[arg(long, default_value = "64,128", value_delimiter = ',', value_name = "N")]
+    pub(crate) head_dim: Vec<usize>,
+    /// Element types of keys and values
+    #[arg(long, default_value = "bf16,f16,f32", value_delimiter = ',', value_parser = dtype, value_name = TYPES)]
+    pub(crate) kv_dtype: Vec<DType>,
+    /// Sequences
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) batch: usize,
+    /// Seconds to measure each shape for
+    #[arg(long, default_value_t = 0.2, value_name = "S")]
+    pub(crate) budget: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -257,6 +299,8 @@ pub(crate) struct BenchOneBatchArgs {
     pub(crate) log_decode_step: usize,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
     /// Element type of the weights in memory; auto is the file's
     #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
     pub(crate) dtype: WeightDType,

@@ -40,5 +40,6 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Devices(args) => commands::devices::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Tune(args) => commands::tune::run(&args),
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig};
+use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig, Tensor};
 
 use crate::cache::PagePool;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
-use crate::sampler::Sampler;
+use crate::sampler;
 use crate::scheduler::{BatchPlan, Scheduler, SchedulerConfig};
 use crate::{EngineConfig, Event, GenerateRequest, KvBudget, RequestId, Result};
 
@@ -20,7 +20,6 @@ pub struct Engine {
     kv: KvCache,
     pages: PagePool,
     scheduler: Scheduler,
-    sampler: Sampler,
     limits: Limits,
 }
 
@@ -77,7 +76,6 @@ impl Engine {
                 max_context: sizes.max_positions,
                 priority: config.priority,
             }),
-            sampler: Sampler::default(),
             limits,
             device,
             model,
@@ -109,23 +107,35 @@ impl Engine {
     /// # Errors
     /// What the device returns; no request has advanced then.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        self.step_observed(|_, _| {})
+        self.step_with(|_, _, _| Ok(()))
     }
 
     /// [`Engine::step`], showing the batch and its logits, `[logits_rows, vocab_size]`, before they are
-    /// sampled.
+    /// sampled. This brings the logits to the host, which an ordinary step does not.
     ///
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_observed(&mut self, observe: impl FnOnce(&BatchPlan, &[f32])) -> Result<Vec<Event>> {
+        self.step_with(|device, batch, logits| {
+            let logits = if batch.logits_rows.is_empty() { Vec::new() } else { device.download(logits)? };
+            observe(batch, &logits);
+            Ok(())
+        })
+    }
+
+    /// One step; `look` sees the batch and its logits on the device.
+    fn step_with(
+        &mut self,
+        look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Event>> {
         let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
-        let logits = if batch.logits_rows.is_empty() { Vec::new() } else { device.download(logits)? };
-        observe(&batch, &logits);
-        let sampled = self.sampler.sample(&logits, self.model.config().vocab_size, &batch);
+        look(device, &batch, logits)?;
+        let draws = sampler::draws(&batch);
+        let sampled = if draws.is_empty() { Vec::new() } else { device.sample(logits, &draws)? };
         Ok(self.scheduler.commit(&batch, &sampled, &mut self.pages))
     }
 

@@ -12,6 +12,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A policy file that was written for another program or device: measure this one.
+    #[error("{file}: {why}; run tilewise tune on this device")]
+    Policy {
+        /// The file.
+        file: String,
+        /// What it is for instead.
+        why: String,
+    },
     /// A tensor is missing, has another shape or type, or lies outside its file: fetch the file again.
     #[error("{file}: tensor {tensor}: {why}")]
     Tensor {

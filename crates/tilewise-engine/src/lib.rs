@@ -10,6 +10,7 @@ mod config;
 mod engine;
 mod error;
 pub mod model;
+pub mod policy;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;

@@ -2,11 +2,29 @@
 
 use std::collections::BTreeSet;
 
-use tilewise_engine::SamplingParams;
-use tilewise_engine::sampler::{Sampled, Sampler};
+use tilewise::{Draw, HostTensor, NotFinite, Sampled};
+use tilewise_engine::{SamplingParams, sampler};
+
+/// Draws at the given positions of a sequence, all from the same logits.
+fn draw_all(
+    logits: &[f32],
+    params: &SamplingParams,
+    positions: std::ops::Range<u64>,
+) -> Vec<Result<Sampled, NotFinite>> {
+    /// Rows that are on the device at once.
+    const ROWS: usize = 500;
+    let device = tilewise::open("cpu", Some(1)).unwrap();
+    let draws: Vec<Draw> = positions.map(|position| sampler::draw(params, position)).collect();
+    let sample = |draws: &[Draw]| {
+        let rows = logits.repeat(draws.len());
+        let rows = device.upload(HostTensor::f32(&[draws.len(), logits.len()], &rows).unwrap()).unwrap();
+        device.sample(&rows, draws).unwrap()
+    };
+    draws.chunks(ROWS).flat_map(sample).collect()
+}
 
 fn draw(logits: &[f32], params: &SamplingParams, position: u64) -> Sampled {
-    Sampler::default().draw(logits, params, position).unwrap()
+    draw_all(logits, params, position..position + 1)[0].unwrap()
 }
 
 /// Logits whose probabilities are `1 : 2 : 4 : ..` in a scattered order.
@@ -17,9 +35,8 @@ fn powers(count: usize) -> Vec<f32> {
 /// How often each token is drawn, at positions that follow each other.
 fn histogram(logits: &[f32], params: &SamplingParams, draws: u64) -> Vec<f64> {
     let mut counts = vec![0.0; logits.len()];
-    let mut sampler = Sampler::default();
-    for position in 0..draws {
-        counts[sampler.draw(logits, params, position).unwrap().id as usize] += 1.0;
+    for sampled in draw_all(logits, params, 0..draws) {
+        counts[sampled.unwrap().id as usize] += 1.0;
     }
     counts
 }
@@ -113,9 +130,8 @@ fn top_k_keeps_the_most_probable_and_top_p_the_fewest_that_suffice() {
 fn top_p_of_a_flat_distribution_reaches_past_what_is_sorted_first() {
     let logits = vec![0.0; 5000];
     let params = SamplingParams { temperature: 1.0, top_p: 0.5, seed: 1, ..SamplingParams::default() };
-    let mut sampler = Sampler::default();
-    let ids = (0..4000).map(|position| sampler.draw(&logits, &params, position).unwrap().id);
-    let largest = ids.max().unwrap();
+    let drawn = draw_all(&logits, &params, 0..4000);
+    let largest = drawn.into_iter().map(|sampled| sampled.unwrap().id).max().unwrap();
     // Equal logits are kept in order of their ids.
     assert!((2400..2500).contains(&largest), "{largest}");
 }
@@ -153,13 +169,12 @@ fn logits_that_are_not_finite_are_an_error() {
         for at in [0, 5, 39] {
             let mut logits = vec![0.0; 40];
             logits[at] = bad;
-            assert!(
-                Sampler::default().draw(&logits, &SamplingParams::default(), 0).is_err(),
-                "{bad} at {at}"
-            );
+            let drawn = draw_all(&logits, &SamplingParams::default(), 0..1);
+            assert_eq!(drawn, [Err(NotFinite)], "{bad} at {at}");
         }
     }
-    assert!(Sampler::default().draw(&[f32::NEG_INFINITY; 3], &SamplingParams::default(), 0).is_err());
+    let drawn = draw_all(&[f32::NEG_INFINITY; 3], &SamplingParams::default(), 0..1);
+    assert_eq!(drawn, [Err(NotFinite)]);
 }
 
 #[test]

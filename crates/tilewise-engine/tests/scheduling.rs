@@ -1,7 +1,7 @@
 //! The scheduler without a model: what is in a batch, who waits, who gives way.
 
+use tilewise::{NotFinite, Sampled};
 use tilewise_engine::cache::PagePool;
-use tilewise_engine::sampler::Sampled;
 use tilewise_engine::scheduler::{BatchPlan, Priority, Scheduler, SchedulerConfig};
 use tilewise_engine::{Event, FinishReason, GenerateRequest, RequestId};
 
@@ -239,12 +239,12 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
     let mut bench = Bench::new(8, 64);
     let (bad, good) = (bench.submit(4, 5), bench.submit(4, 5));
     let batch = bench.schedule().unwrap();
-    let sampled = [Err("not finite".to_owned()), Ok(Sampled { id: 2, logprob: None })];
+    let sampled = [Err(NotFinite), Ok(Sampled { id: 2, logprob: None })];
     let events = bench.scheduler.commit(&batch, &sampled, &mut bench.pages);
     assert_eq!(
         events,
         [
-            Event::Finished { request: bad, reason: FinishReason::Failed("not finite".to_owned()) },
+            Event::Finished { request: bad, reason: FinishReason::Failed(NotFinite.to_string()) },
             Event::Token { request: good, id: 2, logprob: None },
         ]
     );

@@ -1,6 +1,6 @@
 //! What every backend checks before it runs an operation.
 
-use crate::device::HeadSpan;
+use crate::device::{Draw, HeadSpan, RotaryHeads};
 use crate::{AttentionPlan, DType, Error, HostTensor, Kv, KvLayer, Linear, Result, Tensor, TokenView};
 
 /// Checks that a view fits what a plan expects of it.
@@ -111,6 +111,26 @@ pub(crate) fn append(
     view("new values", values, (params.num_kv_heads, params.value_dim), DType::F32, indptr)
 }
 
+/// Checks heads that are normed, rotated and stored.
+pub(crate) fn append_rotated(
+    plan: &AttentionPlan,
+    x: &Tensor,
+    heads: &RotaryHeads<'_>,
+    layer: &KvLayer,
+) -> Result<()> {
+    let (q_norm, k_norm) = heads.norms.unzip();
+    for (span, weight) in [(heads.queries, q_norm), (heads.keys, k_norm)] {
+        if let Some(weight) = weight {
+            rms_norm_heads(x, span, weight)?;
+        }
+        rope(x, span, heads.table, heads.positions)?;
+    }
+    if heads.queries.head_dim != heads.keys.head_dim || x.rows() != plan.layout.total_queries() {
+        return Err(Error::shape("append_rotated", format!("{heads:?} of {x:?}")));
+    }
+    append(plan, &heads.keys.view(x)?, &heads.values.view(x)?, layer, plan.params.value_dim)
+}
+
 /// Checks a tensor to be overwritten by host rows; returns how many.
 pub(crate) fn write(host: &HostTensor<'_>, tensor: &Tensor) -> Result<usize> {
     let row_len: usize = host.shape.iter().skip(1).product();
@@ -212,6 +232,17 @@ pub(crate) fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> 
         || rows.iter().any(|&row| row as usize >= x.rows())
     {
         return Err(Error::shape("gather_rows", format!("{} rows of {x:?} into {out:?}", rows.len())));
+    }
+    Ok(())
+}
+
+/// Checks that there is a draw for each row of logits.
+pub(crate) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<()> {
+    if logits.shape().len() != 2 || logits.rows() != draws.len() || logits.row_len() == 0 {
+        return Err(Error::shape("sample", format!("{} draws from {logits:?}", draws.len())));
+    }
+    if draws.iter().any(|draw| draw.top_k == Some(0)) {
+        return Err(Error::Value { name: "top_k", expected: "at least 1", got: "0".to_owned() });
     }
     Ok(())
 }

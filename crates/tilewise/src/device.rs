@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dispatch::DispatchPolicy;
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, HostTensor, KvCache, KvCacheConfig,
-    KvLayer, Result, Tensor, TokenView,
+    KvLayer, Result, Tensor, TokenView, checks,
 };
 
 /// Facts about a device.
@@ -59,6 +59,16 @@ pub struct HeadSpan {
     pub head_dim: usize,
 }
 
+impl HeadSpan {
+    /// These heads of every row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the rows are too short.
+    pub fn view(self, rows: &Tensor) -> Result<TokenView<'_>> {
+        TokenView::columns(rows, self.offset, self.num_heads, self.head_dim)
+    }
+}
+
 /// Where the keys and values of a launch are.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -72,6 +82,77 @@ pub enum Kv<'a> {
         /// `value_dim` wide.
         values: TokenView<'a>,
     },
+}
+
+/// How a token is drawn from a row of logits.
+///
+/// The temperature applies first, then `top_k`, then `top_p` to what `top_k` left.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Divides the logits; 0 takes the largest, the lowest id among equals.
+    pub temperature: f32,
+    /// Keeps this many of the most probable tokens, at least one; `None` keeps all.
+    pub top_k: Option<u32>,
+    /// Keeps the fewest most probable tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Where in the distribution the token lies, from 0 to below 1: a random number of the caller's.
+    pub chance: f64,
+    /// Whether the logprob is asked for, which costs a pass over the row.
+    pub logprob: bool,
+}
+
+impl Draw {
+    /// The most probable token, without its logprob.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: 1.0, chance: 0.0, logprob: false };
+
+    /// Whether every token may be drawn from a row of `len`.
+    pub(crate) fn keeps_all(&self, len: usize) -> bool {
+        self.top_p >= 1.0 && self.top_k.is_none_or(|k| k as usize >= len)
+    }
+}
+
+/// A token and what it was worth.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability at temperature 1, over the whole row, where asked for.
+    pub logprob: Option<f32>,
+}
+
+/// A row of logits that has a NaN, an infinity above all, or no finite number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model's logits are not finite")]
+pub struct NotFinite;
+
+/// Heads of packed rows that become queries, keys and values of attention.
+#[derive(Debug, Clone, Copy)]
+pub struct RotaryHeads<'a> {
+    /// The query heads.
+    pub queries: HeadSpan,
+    /// The key heads.
+    pub keys: HeadSpan,
+    /// The value heads.
+    pub values: HeadSpan,
+    /// Weights of the queries' and of the keys' norms, where heads are normed.
+    pub norms: Option<(&'a Tensor, &'a Tensor)>,
+    /// Of the norms.
+    pub eps: f32,
+    /// Cosines and sines, as [`Device::rope`] takes them.
+    pub table: &'a Tensor,
+    /// The row's positions, u32.
+    pub positions: &'a Tensor,
+}
+
+/// How much has been asked of a device that works behind a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels launched.
+    pub launches: u64,
+    /// Command buffers submitted.
+    pub submissions: u64,
+    /// Results read back to the host.
+    pub downloads: u64,
 }
 
 /// A device that runs transformer layers.
@@ -151,6 +232,28 @@ pub trait Device: Send + Sync {
         layer: &mut KvLayer,
     ) -> Result<()>;
 
+    /// What comes between the projections of a layer and its attention: norms of query and key heads, their
+    /// rotation, and [`Device::append_kv`]. Queries stay in `x`; what the other heads hold afterwards is undefined.
+    ///
+    /// # Errors
+    /// As the three operations. The pages are as they were then.
+    fn append_rotated(
+        &self,
+        plan: &AttentionPlan,
+        x: &mut Tensor,
+        heads: &RotaryHeads<'_>,
+        layer: &mut KvLayer,
+    ) -> Result<()> {
+        checks::append_rotated(plan, x, heads, layer)?;
+        if let Some((queries, keys)) = heads.norms {
+            self.rms_norm_heads(x, heads.queries, queries, heads.eps)?;
+            self.rms_norm_heads(x, heads.keys, keys, heads.eps)?;
+        }
+        self.rope(x, heads.queries, heads.table, heads.positions)?;
+        self.rope(x, heads.keys, heads.table, heads.positions)?;
+        self.append_kv(plan, heads.keys.view(x)?, heads.values.view(x)?, layer)
+    }
+
     /// Attention of `q` over `kv`.
     ///
     /// `out` is `[total_tokens, num_qo_heads * value_dim]` (two or three axes), or `[batch, num_qo_heads, tokens,
@@ -216,4 +319,24 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Shape`], also for a row outside `x`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
+
+    /// Draws a token from each row of `logits`, `[draws.len(), vocabulary]`. A row that is not finite is an error of
+    /// its own. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is not one draw for each row, [`Error::Device`] if the device failed.
+    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>>;
+
+    /// Waits until everything asked for so far is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How much has been asked of it so far; `None` of a device without a queue.
+    fn counts(&self) -> Option<Counts> {
+        None
+    }
 }

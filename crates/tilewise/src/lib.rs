@@ -41,7 +41,9 @@ use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
 pub use backend::DeviceSummary;
-pub use device::{Ceilings, Device, DeviceCaps, HeadSpan, Kv, Linear};
+pub use device::{
+    Ceilings, Counts, Device, DeviceCaps, Draw, HeadSpan, Kv, Linear, NotFinite, RotaryHeads, Sampled,
+};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;

@@ -24,7 +24,7 @@ fn table(device: &dyn Device) -> String {
                     let regime = Regime { num_queries, num_keys: num_queries.max(num_keys), paged };
                     let choice = policy.choose(&params, &regime, None).unwrap();
                     let is_chosen =
-                        |rule: &Rule| choice.rule.is_some_and(|chosen| std::ptr::eq(chosen, rule));
+                        |rule: &Rule| choice.rule().is_some_and(|chosen| std::ptr::eq(chosen, rule));
                     let rule = policy.rules.iter().position(is_chosen).unwrap();
                     let kernel = policy.kernels[choice.kernel].name;
                     let (num_keys, pages) = (regime.num_keys, if paged { " in pages" } else { "" });

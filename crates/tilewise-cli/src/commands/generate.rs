@@ -29,7 +29,7 @@ struct Generated {
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let device = model::open_device(&args.device)?;
+    let device = super::open_device(&args.device, &args.policy)?;
     let source = model::source(args.model.as_deref());
     let sizes = source.config()?;
     let (tokenizer, prompt) = read_prompt(args, &source)?;

@@ -7,6 +7,24 @@ pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 mod shape;
+pub(crate) mod tune;
+
+use std::sync::Arc;
+
+use tilewise::Device;
+use tilewise_engine::policy::PolicyFile;
+
+use crate::args::{DeviceArgs, PolicyArgs};
+use crate::error::CliError;
+
+/// The device that the command line names, with the kernels that its policy file chooses.
+fn open_device(device: &DeviceArgs, policy: &PolicyArgs) -> Result<Arc<dyn Device>, CliError> {
+    let device = crate::model::open_device(device)?;
+    if let Some(path) = &policy.policy {
+        PolicyFile::apply(path, &*device)?;
+    }
+    Ok(device)
+}
 
 /// The middle value; the mean of both where there are two; 0 of none.
 pub(crate) fn median(values: &[f64]) -> f64 {
@@ -20,6 +38,6 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 /// A value as one line of JSON.
-pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<String, crate::error::CliError> {
-    serde_json::to_string(value).map_err(|error| crate::error::CliError::Failed(error.to_string()))
+pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<String, CliError> {
+    serde_json::to_string(value).map_err(|error| CliError::Failed(error.to_string()))
 }

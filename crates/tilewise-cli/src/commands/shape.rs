@@ -116,7 +116,7 @@ fn layouts(args: &ShapeArgs) -> Vec<(Layout, usize)> {
 }
 
 impl Shape {
-    fn check(&self) -> Result<(), CliError> {
+    pub(crate) fn check(&self) -> Result<(), CliError> {
         for (flag, value) in [("--batch", self.batch), ("--q-len", self.q_len), ("--kv-len", self.kv_len)] {
             if !(1..=1 << 24).contains(&value) {
                 return Err(CliError::Usage(format!("{flag} must be from 1 to 16777216, got {value}")));

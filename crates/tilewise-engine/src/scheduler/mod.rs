@@ -15,9 +15,9 @@ use std::collections::VecDeque;
 use batch::BatchBuilder;
 pub use batch::{BatchPlan, ScheduledSequence};
 use sequence::Sequence;
+use tilewise::{NotFinite, Sampled};
 
 use crate::cache::PagePool;
-use crate::sampler::Sampled;
 use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result};
 
 /// What a step serves first when its token budget does not hold everything.
@@ -205,7 +205,7 @@ impl Scheduler {
     pub fn commit(
         &mut self,
         batch: &BatchPlan,
-        sampled: &[Result<Sampled, String>],
+        sampled: &[Result<Sampled, NotFinite>],
         pages: &mut PagePool,
     ) -> Vec<Event> {
         let mut events = Vec::new();
@@ -219,7 +219,7 @@ impl Scheduler {
             self.running[index].advance(scheduled.num_tokens);
             let finished = match outcome {
                 None => None,
-                Some(Err(why)) => Some(FinishReason::Failed(why.clone())),
+                Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
                 Some(Ok(Sampled { id, logprob })) => {
                     events.push(Event::Token { request: scheduled.request, id: *id, logprob: *logprob });
                     self.running[index].push(*id)

@@ -12,6 +12,8 @@ pub(super) struct Run<'a> {
     pub(super) kernel: &'static str,
     pub(super) max_abs_err: f64,
     pub(super) seconds: Vec<f64>,
+    /// Launches between two waits.
+    launches: u32,
     device: &'a dyn Device,
     inputs: &'a Inputs,
     plan: AttentionPlan,
@@ -26,6 +28,10 @@ const MIN_RUNS: usize = 5;
 const HOPELESS: f64 = 10.0;
 const LONG: f64 = 1.0;
 
+/// Seconds of a sample on a device with a queue: a wait takes about a hundredth of it.
+const SAMPLE: f64 = 5e-3;
+const MOST_LAUNCHES: u32 = 1024;
+
 impl<'a> Run<'a> {
     pub(super) fn new(
         device: &'a dyn Device,
@@ -37,6 +43,7 @@ impl<'a> Run<'a> {
             kernel,
             max_abs_err: f64::NAN,
             seconds: Vec::new(),
+            launches: 1,
             plan: device.plan_attention(params, &inputs.layout, Some(kernel))?,
             out: device.alloc(&inputs.out_axes(), params.q_dtype)?,
             device,
@@ -44,11 +51,28 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Seconds that one launch takes.
+    /// Seconds that one launch takes, on the average of those between two waits.
     pub(super) fn once(&mut self) -> Result<f64, CliError> {
+        self.device.wait()?;
         let start = Instant::now();
-        self.inputs.attend(self.device, &self.plan, &mut self.out)?;
-        Ok(start.elapsed().as_secs_f64())
+        for _ in 0..self.launches {
+            self.inputs.attend(self.device, &self.plan, &mut self.out)?;
+        }
+        self.device.wait()?;
+        Ok(start.elapsed().as_secs_f64() / f64::from(self.launches))
+    }
+
+    /// Makes a sample long enough for a device that is asked through a queue, whose waits take a while.
+    fn calibrate(&mut self) -> Result<f64, CliError> {
+        let mut seconds = self.once()?;
+        while self.device.counts().is_some()
+            && seconds * f64::from(self.launches) < SAMPLE
+            && self.launches < MOST_LAUNCHES
+        {
+            self.launches *= 2;
+            seconds = self.once()?;
+        }
+        Ok(seconds)
     }
 
     /// The last launch's answer.
@@ -64,7 +88,7 @@ impl<'a> Run<'a> {
 pub(super) fn alternate(runs: &mut [Run<'_>], budget: f64) -> Result<(), CliError> {
     let mut warm = Vec::with_capacity(runs.len());
     for run in runs.iter_mut() {
-        warm.push(run.once()?);
+        warm.push(run.calibrate()?);
     }
     let fastest = warm.iter().copied().fold(f64::INFINITY, f64::min);
     let hopeless = |index: usize| warm[index] > LONG && warm[index] > HOPELESS * fastest;

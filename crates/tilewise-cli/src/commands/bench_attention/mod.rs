@@ -41,11 +41,11 @@ struct Row {
 
 /// The scalar kernel is the specification, not a contender: above this it takes minutes, so it must be asked
 /// for.
-const REFERENCE: &str = "reference";
+pub(super) const REFERENCE: &str = "reference";
 const REFERENCE_FLOPS: f64 = 2e9;
 
 pub(crate) fn run(args: &BenchAttentionArgs) -> Result<(), CliError> {
-    let device = model::open_device(&args.device)?;
+    let device = super::open_device(&args.device, &args.policy)?;
     if !(args.budget.is_finite() && args.budget >= 0.0) {
         return Err(CliError::Usage(format!("--budget must be at least 0 seconds, got {}", args.budget)));
     }
@@ -84,6 +84,25 @@ fn bench(
     let kernels = kernels(device, shape, args);
     let selected = device.policy().choose(&shape.params, &shape.regime(), None).ok();
     let selected = selected.map(|choice| device.policy().kernels[choice.kernel].name);
+    let timed = time(device, shape, &kernels, args.budget)?;
+    let ceilings = device.ceilings()?;
+    Ok(timed.iter().map(|timed| row(timed, shape, selected, (device, ceilings), args)).collect())
+}
+
+/// A kernel's answer and times on one shape.
+pub(super) struct Timed {
+    pub(super) kernel: &'static str,
+    pub(super) max_abs_err: f64,
+    pub(super) seconds: Vec<f64>,
+}
+
+/// Checks the answers of kernels on one shape, then times them in turns.
+pub(super) fn time(
+    device: &dyn tilewise::Device,
+    shape: &Shape,
+    kernels: &[&'static str],
+    budget: f64,
+) -> Result<Vec<Timed>, CliError> {
     let inputs = Inputs::new(device, shape)?;
     let expected = oracle::expect(shape, &inputs.host);
     let mut runs = Vec::new();
@@ -104,9 +123,13 @@ fn bench(
         runs.push(run);
     }
     drop(expected);
-    measure::alternate(&mut runs, args.budget)?;
-    let ceilings = device.ceilings()?;
-    Ok(runs.iter().map(|run| row(run, shape, selected, (device, ceilings), args)).collect())
+    measure::alternate(&mut runs, budget)?;
+    let timed = |run: measure::Run<'_>| Timed {
+        kernel: run.kernel,
+        max_abs_err: run.max_abs_err,
+        seconds: run.seconds,
+    };
+    Ok(runs.into_iter().map(timed).collect())
 }
 
 /// The kernels to measure: those that support the shape, or the one asked for.
@@ -120,7 +143,7 @@ fn kernels(device: &dyn tilewise::Device, shape: &Shape, args: &BenchAttentionAr
 }
 
 fn row(
-    run: &measure::Run<'_>,
+    run: &Timed,
     shape: &Shape,
     selected: Option<&str>,
     (device, ceilings): (&dyn tilewise::Device, Ceilings),

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde::Serialize;
+use tilewise::{Counts, Device};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::scheduler::Priority;
 use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget};
@@ -30,6 +31,9 @@ struct Record<'a> {
     median_decode_throughput: Option<f64>,
     total_latency: f64,
     overall_throughput: f64,
+    /// Of a device with a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launches_per_decode_step: Option<f64>,
 }
 
 /// Sizes of one run.
@@ -42,7 +46,7 @@ struct Case {
 
 pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     check(args)?;
-    let device = model::open_device(&args.device)?;
+    let device = super::open_device(&args.device, &args.policy)?;
     let source = source(args)?;
     if args.correctness_test {
         return correctness::run(args, &device, &source);
@@ -53,12 +57,12 @@ pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     writeln!(stdout, "max_total_num_tokens={}", engine.stats().total_tokens)?;
     writeln!(stdout, "Warmup ...")?;
     let warm = Case { output_len: cases[0].output_len.min(32), ..cases[0] };
-    measure(&mut engine, warm, args, &mut stdout)?;
+    measure(&mut engine, &*device, warm, args, &mut stdout)?;
     writeln!(stdout, "Benchmark ...")?;
     let open = OpenOptions::new().create(true).append(true).open(&args.result_filename);
     let mut file = open.map_err(|e| CliError::Failed(format!("{}: {e}", args.result_filename.display())))?;
     for case in cases {
-        let record = measure(&mut engine, case, args, &mut stdout)?;
+        let record = measure(&mut engine, &*device, case, args, &mut stdout)?;
         writeln!(file, "{}", super::json_line(&record)?)?;
     }
     Ok(())
@@ -128,6 +132,7 @@ fn engine_config(args: &BenchOneBatchArgs, cases: &[Case]) -> EngineConfig {
 
 fn measure<'a>(
     engine: &mut Engine,
+    device: &dyn Device,
     case: Case,
     args: &'a BenchOneBatchArgs,
     out: &mut impl Write,
@@ -140,12 +145,13 @@ fn measure<'a>(
         request.ignore_eos = true;
         engine.submit(request)?;
     }
-    let prefill = timed_tokens(engine, batch_size)?;
+    let prefill = timed_tokens(engine, device, batch_size)?;
     let tokens = (batch_size * input_len) as f64;
     writeln!(out, "Prefill. latency: {prefill:6.5} s, throughput: {:9.2} token/s", tokens / prefill)?;
     let mut decodes = Vec::with_capacity(output_len - 1);
+    let before = device.counts();
     for step in 0..output_len - 1 {
-        let latency = timed_tokens(engine, batch_size)?;
+        let latency = timed_tokens(engine, device, batch_size)?;
         decodes.push(latency);
         if step < 5 || (args.log_decode_step > 0 && step.is_multiple_of(args.log_decode_step)) {
             let rate = batch_size as f64 / latency;
@@ -161,6 +167,13 @@ fn measure<'a>(
         let rate = batch_size as f64 / median;
         writeln!(out, "Decode.  median latency: {median:6.5} s, median throughput: {rate:9.2} token/s")?;
     }
+    let asked = per_step(before, device.counts(), decodes.len());
+    if let Some([launches, submissions, downloads]) = asked {
+        writeln!(
+            out,
+            "Device. per decode step: {launches:.1} launches, {submissions:.1} submissions, {downloads:.1} reads"
+        )?;
+    }
     let total = prefill + decodes.iter().sum::<f64>();
     let overall = ((input_len + output_len) * batch_size) as f64 / total;
     writeln!(out, "Total. latency: {total:6.3} s, throughput: {overall:9.2} token/s")?;
@@ -175,11 +188,13 @@ fn measure<'a>(
         median_decode_throughput: median.map(|median| batch_size as f64 / median),
         total_latency: total,
         overall_throughput: overall,
+        launches_per_decode_step: asked.map(|[launches, ..]| launches),
     })
 }
 
 /// Seconds until every sequence of the batch has one token more.
-fn timed_tokens(engine: &mut Engine, batch_size: usize) -> Result<f64, CliError> {
+fn timed_tokens(engine: &mut Engine, device: &dyn Device, batch_size: usize) -> Result<f64, CliError> {
+    device.wait()?;
     let start = Instant::now();
     let mut tokens = 0;
     while tokens < batch_size {
@@ -189,7 +204,21 @@ fn timed_tokens(engine: &mut Engine, batch_size: usize) -> Result<f64, CliError>
         let events = engine.step()?;
         tokens += events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
     }
+    device.wait()?;
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// Launches, submissions and reads of each of some steps; nothing of a device without a queue.
+fn per_step(before: Option<Counts>, after: Option<Counts>, steps: usize) -> Option<[f64; 3]> {
+    let (before, after) = (before?, after?);
+    let each = |after: u64, before: u64| (after - before) as f64 / steps as f64;
+    (steps > 0).then(|| {
+        [
+            each(after.launches, before.launches),
+            each(after.submissions, before.submissions),
+            each(after.downloads, before.downloads),
+        ]
+    })
 }
 
 /// A well-mixed number for each input: the prompts are random but the same in every run.

@@ -1,6 +1,6 @@
 //! Self-attention over the paged cache.
 
-use tilewise::{HeadSpan, Kv, Linear, Tensor, TokenView};
+use tilewise::{HeadSpan, Kv, Linear, RotaryHeads, Tensor};
 
 use super::LayerCx;
 use crate::Result;
@@ -53,15 +53,18 @@ impl Attention {
     pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
         let (device, act) = (cx.device, &mut *cx.activations);
         device.linear(&self.qkv, &act.normed, &mut act.qkv)?;
-        if let Some((q_norm, k_norm)) = &self.head_norms {
-            device.rms_norm_heads(&mut act.qkv, self.queries, q_norm, self.eps)?;
-            device.rms_norm_heads(&mut act.qkv, self.keys, k_norm, self.eps)?;
-        }
-        device.rope(&mut act.qkv, self.queries, cx.rope, &act.positions)?;
-        device.rope(&mut act.qkv, self.keys, cx.rope, &act.positions)?;
-        let view = |span: HeadSpan| TokenView::columns(&act.qkv, span.offset, span.num_heads, span.head_dim);
-        device.append_kv(cx.plan, view(self.keys)?, view(self.values)?, cx.kv)?;
-        device.attention(cx.plan, view(self.queries)?, Kv::Paged(cx.kv), &mut act.heads, None)?;
+        let heads = RotaryHeads {
+            queries: self.queries,
+            keys: self.keys,
+            values: self.values,
+            norms: self.head_norms.as_ref().map(|(queries, keys)| (queries, keys)),
+            eps: self.eps,
+            table: cx.rope,
+            positions: &act.positions,
+        };
+        device.append_rotated(cx.plan, &mut act.qkv, &heads, cx.kv)?;
+        let queries = self.queries.view(&act.qkv)?;
+        device.attention(cx.plan, queries, Kv::Paged(cx.kv), &mut act.heads, None)?;
         device.linear_add(&self.out, &act.heads, &mut act.hidden)?;
         Ok(())
     }

@@ -5,23 +5,25 @@ mod buffer;
 mod ceilings;
 mod gemm;
 mod rows;
+mod sample;
 mod simd;
 mod threads;
 mod tile;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::attention::Scratch;
 use self::buffer::{HostBuffer, SharedMut, elements, elements_mut, f32s, f32s_mut};
 use self::gemm::Onto;
+use self::sample::Sampler;
 use self::simd::{LANES, Level};
 use self::threads::Pool;
 use crate::checks;
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Error, HeadSpan,
-    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView,
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Draw, Error, HeadSpan,
+    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, Result, Sampled, Tensor, TokenView,
 };
 
 /// Elements below which a row-wise operation stays on the calling thread.
@@ -34,6 +36,7 @@ pub struct CpuDevice {
     level: Level,
     pool: Pool,
     scratch: Vec<Mutex<Scratch>>,
+    samplers: Vec<Mutex<Sampler>>,
     /// Partial states of one launch's rows.
     partial: Mutex<Vec<f32>>,
     packed: Mutex<Vec<f32>>,
@@ -78,9 +81,10 @@ impl CpuDevice {
                 description: format!("{}, {threads} threads", level.name()),
                 memory: available_memory(),
             },
-            policy: DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES },
+            policy: DispatchPolicy::new(attention::KERNELS, attention::RULES),
             level,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            samplers: (0..threads).map(|_| Mutex::default()).collect(),
             partial: Mutex::default(),
             packed: Mutex::default(),
             pool,
@@ -294,6 +298,20 @@ impl Device for CpuDevice {
             out.copy_from_slice(&x[row as usize * len..][..len]);
         }
         Ok(())
+    }
+
+    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>> {
+        checks::sample(logits, draws)?;
+        let (len, rows) = (logits.row_len(), f32s("sample", logits)?);
+        let mut sampled = vec![Err(NotFinite); draws.len()];
+        let out = SharedMut::new(&mut sampled);
+        self.pool.run(draws.len(), &|thread, row| {
+            let mut sampler = self.samplers[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: every row belongs to one item.
+            let outcome = unsafe { out.get(row, 1) };
+            outcome[0] = sampler.draw(&rows[row * len..][..len], &draws[row]);
+        });
+        Ok(sampled)
     }
 }
 

@@ -7,7 +7,7 @@ use wgpu::Features;
 
 use super::memory::{GpuBuffer, Pool};
 use super::pipeline::Pipelines;
-use crate::{Error, Result};
+use crate::{Counts, Error, Result};
 
 /// Submits what is recorded after this many launches, so that the device starts while the rest is recorded.
 const EARLY: u64 = 48;
@@ -61,17 +61,6 @@ struct Recorder {
     launches: u64,
     /// Launches and submissions since the device was opened.
     total: Counts,
-}
-
-/// How much has been asked of a device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Kernels launched.
-    pub launches: u64,
-    /// Command buffers submitted.
-    pub submissions: u64,
-    /// Results read back to the host.
-    pub downloads: u64,
 }
 
 /// One launch of a kernel.
@@ -144,9 +133,11 @@ impl Context {
         });
         let note = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| remember(&note, error.to_string())));
-        let subgroup = (features.contains(Features::SUBGROUP)
-            && info.subgroup_min_size == info.subgroup_max_size)
-            .then_some(info.subgroup_min_size);
+        // Metal does not say how wide a subgroup is; with matrix units it is always 32.
+        let is_apple = info.backend == wgpu::Backend::Metal
+            && features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let widths = if is_apple { [32; 2] } else { [info.subgroup_min_size, info.subgroup_max_size] };
+        let subgroup = (features.contains(Features::SUBGROUP) && widths[0] == widths[1]).then_some(widths[0]);
         let matrices = use_matrices
             && features.contains(
                 Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP_BARRIER | Features::SHADER_F16,

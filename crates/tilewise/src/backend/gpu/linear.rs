@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 
-use super::context::Context;
+use super::context::{Abilities, Context};
 use super::memory::{GpuBuffer, Scratch, gpu};
 use super::pipeline::Specialisation;
 use super::rows::{Args, spread, wgsl};
@@ -235,10 +235,7 @@ impl Product<'_> {
         };
         let shape = TileShape::new(tile, rows, self.x.row_len(), self.matrix.outputs());
         let kernel = shape
-            .kernel(tile, subgroup)
-            .set("SYNC", self.context.abilities.subgroup_barrier())
-            .set("WIDE", u32::from(self.context.abilities.vector_tiles))
-            .set("KW", if self.context.abilities.vector_tiles { 4 } else { 1 })
+            .kernel(tile, subgroup, &self.context.abilities)
             .set("OUT", wgsl("linear", self.out)?)
             .set("BIAS", u32::from(self.bias.is_some()))
             .set("ADD", u32::from(self.onto == Onto::Out));
@@ -309,7 +306,7 @@ impl TileShape {
         Self { rows: row_tiles, columns, subgroups, own_rows: row_tiles, own_columns: 1, step }
     }
 
-    fn kernel(&self, tile: usize, subgroup: usize) -> Specialisation {
+    fn kernel(&self, tile: usize, subgroup: usize, abilities: &Abilities) -> Specialisation {
         Specialisation::new("linear-tiles", TILED)
             .set("T", tile)
             .set("SUBGROUP", subgroup)
@@ -322,6 +319,9 @@ impl TileShape {
             .set("R", self.own_rows)
             .set("C", self.own_columns)
             .set("STEP", self.step)
+            .set("SYNC", abilities.subgroup_barrier())
+            .set("WIDE", u32::from(abilities.vector_tiles))
+            .set("KW", if abilities.vector_tiles { 4 } else { 1 })
     }
 }
 
@@ -336,4 +336,32 @@ pub(super) fn embed(context: &Context, table: &Linear, ids: &Tensor, out: &Tenso
         context.gather((&part.weights, matrix.dtype), Some(&part.scales), place, gpu(ids)?, out)?;
     }
     Ok(())
+}
+
+/// Kernels as an Apple GPU launches them.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Specialisation> {
+    let abilities = Abilities {
+        matrix_tile: Some(8),
+        subgroup: Some(32),
+        software: false,
+        vector_tiles: false,
+        workgroup_memory: 32 << 10,
+        binding: 1 << 30,
+    };
+    let shape = |rows, inputs, outputs| {
+        let kernel = TileShape::new(8, rows, inputs, outputs).kernel(8, 32, &abilities);
+        kernel.set("OUT", "f32").set("BIAS", 1).set("ADD", 1)
+    };
+    let mut all = vec![Specialisation::new("cast", include_str!("cast.wgsl"))];
+    for rows in [1, 20, 64, 500] {
+        all.extend([shape(rows, 1024, 4096), shape(rows, 1056, 1024), shape(rows, 1024, 151_936)]);
+    }
+    for (weight, rows) in [("f32", 16), ("f16", 64)] {
+        let kernel = Specialisation::new("linear-fma", include_str!("linear_fma.wgsl")).set("ROWS", rows);
+        let kernel = kernel.set("IN", "f32").set("OUT", "f32").set("WEIGHT", weight).set("BIAS", 1);
+        let f16 = u32::from(weight == "f16");
+        all.push(kernel.set("F16", f16).set("ADD", f16).set("CHAIN_FROM_OUT", 1 - f16));
+    }
+    all
 }

@@ -46,9 +46,12 @@ impl Pool {
         }
     }
 
-    fn take(&self, size: u64) -> Option<(wgpu::Buffer, u64)> {
+    /// A buffer that was last used before the submission `before`.
+    fn take(&self, size: u64, before: u64) -> Option<(wgpu::Buffer, u64)> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let buffer = free.by_size.get_mut(&size)?.pop()?;
+        let buffers = free.by_size.get_mut(&size)?;
+        let at = buffers.iter().rposition(|(_, last_use)| *last_use < before)?;
+        let buffer = buffers.swap_remove(at);
         free.bytes -= size;
         Some(buffer)
     }
@@ -80,13 +83,28 @@ impl DeviceBuffer for GpuBuffer {}
 impl GpuBuffer {
     /// At least `len` bytes of any content.
     pub(super) fn new(context: &Arc<Context>, what: impl Fn() -> String, len: u64) -> Result<Self> {
+        Self::last_used_before(u64::MAX, context, what, len)
+    }
+
+    /// The same for what the host writes in the middle of a step: commands that wait must not use it, or they would
+    /// have to be submitted first.
+    pub(super) fn to_write(context: &Arc<Context>, what: impl Fn() -> String, len: u64) -> Result<Self> {
+        Self::last_used_before(context.epoch(), context, what, len)
+    }
+
+    fn last_used_before(
+        before: u64,
+        context: &Arc<Context>,
+        what: impl Fn() -> String,
+        len: u64,
+    ) -> Result<Self> {
         context.check()?;
         let size = size_class(len);
         let out_of_memory = || Error::OutOfMemory { what: what(), bytes: len as usize };
         if size > context.abilities.binding {
             return Err(out_of_memory());
         }
-        let (buffer, last_use) = match context.pool.take(size) {
+        let (buffer, last_use) = match context.pool.take(size, before) {
             Some(pooled) => pooled,
             None => {
                 let scope = context.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);

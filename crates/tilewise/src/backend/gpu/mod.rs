@@ -1,11 +1,13 @@
 //! GPUs through wgpu: Metal, Vulkan and DX12. Kernels are WGSL templates; operations are recorded and run in order.
 
 mod attention;
+mod ceilings;
 mod context;
 mod linear;
 mod memory;
 mod pipeline;
 mod rows;
+mod sample;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -15,14 +17,14 @@ use std::sync::atomic::Ordering;
 
 use self::attention::Pages;
 use self::context::Context;
-pub use self::context::Counts;
 use self::linear::Onto;
 use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, DeviceSummary, Error,
-    HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, Result, Tensor, TokenView, checks,
+    AttentionParams, AttentionPlan, BatchLayout, Ceilings, Counts, DType, Device, DeviceCaps, DeviceSummary,
+    Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, Result,
+    RotaryHeads, Sampled, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -79,18 +81,13 @@ impl GpuDevice {
         };
         let context = Arc::new(Context::open(&name, adapter, matrices)?);
         let caps = DeviceCaps { name, description: describe(&context.info), memory: memory_guess(&context) };
-        let policy = DispatchPolicy { kernels: attention::KERNELS, rules: attention::RULES };
+        let policy = DispatchPolicy::new(attention::KERNELS, attention::RULES);
         Ok(Self { caps, policy, context, scratch: Scratch::default(), halves: Scratch::default() })
     }
 
     /// Rows and columns of the tiles of its matrix units, where they are used.
     pub fn matrix_tile(&self) -> Option<u32> {
         self.context.abilities.matrix_tile
-    }
-
-    /// What has been asked of the device so far.
-    pub fn counts(&self) -> Counts {
-        self.context.counts()
     }
 
     fn tensor(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -108,8 +105,11 @@ impl GpuDevice {
             DType::Bf16 if self.matrix_tile().is_some() => DType::F16,
             other => other,
         };
-        let head = config.num_pages.saturating_mul(config.page_size * dim * dtype.size());
-        let together = (self.context.abilities.binding as usize / head.max(1)).min(config.num_kv_heads);
+        let bytes = |dim: usize| config.num_pages.saturating_mul(config.page_size * dim * dtype.size());
+        let head = bytes(dim);
+        // Keys and values are cut at the same heads.
+        let widest = bytes(config.head_dim.max(config.value_dim)).max(1);
+        let together = (self.context.abilities.binding as usize / widest).min(config.num_kv_heads);
         let what = || format!("pages of {} keys or values per head", config.num_pages * config.page_size);
         if together == 0 {
             return Err(Error::OutOfMemory { what: what(), bytes: head });
@@ -145,7 +145,7 @@ impl Device for GpuDevice {
     }
 
     fn ceilings(&self) -> Result<Ceilings> {
-        Err(Error::unsupported("ceilings", "the gpu yet"))
+        ceilings::measure(&self.context)
     }
 
     fn alloc(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -229,6 +229,18 @@ impl Device for GpuDevice {
         attention::append(&self.context, plan, keys, values, layer)
     }
 
+    fn append_rotated(
+        &self,
+        plan: &AttentionPlan,
+        x: &mut Tensor,
+        heads: &RotaryHeads<'_>,
+        layer: &mut KvLayer,
+    ) -> Result<()> {
+        checks::append_rotated(plan, x, heads, layer)?;
+        self.check_positions(heads.table, heads.positions)?;
+        attention::append_rotated(&self.context, plan, x, heads, layer)
+    }
+
     fn attention(
         &self,
         plan: &AttentionPlan,
@@ -270,10 +282,7 @@ impl Device for GpuDevice {
 
     fn rope(&self, x: &mut Tensor, span: HeadSpan, table: &Tensor, positions: &Tensor) -> Result<()> {
         checks::rope(x, span, table, positions)?;
-        let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
-        if !positions.is_empty() && largest >= table.rows() {
-            return Err(Error::shape("rope", format!("position {largest} of a table of {}", table.rows())));
-        }
+        self.check_positions(table, positions)?;
         self.context.rope(x, span, table, positions)
     }
 
@@ -284,14 +293,36 @@ impl Device for GpuDevice {
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         checks::gather_rows(x, rows, out)?;
-        let ids = GpuBuffer::new(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
+        let ids = GpuBuffer::to_write(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
         self.context.write(&ids, 0, bytemuck::cast_slice(rows))?;
         let dtype = rows::wgsl("gather_rows", x)?;
         self.context.gather((gpu(x)?, dtype), None, (x.row_len(), 0, x.rows()), &ids, out)
     }
+
+    fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>> {
+        checks::sample(logits, draws)?;
+        sample::sample(&self.context, logits, draws)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.context.wait()
+    }
+
+    fn counts(&self) -> Option<Counts> {
+        Some(self.context.counts())
+    }
 }
 
 impl GpuDevice {
+    /// Checks that a table of rotations has all positions.
+    fn check_positions(&self, table: &Tensor, positions: &Tensor) -> Result<()> {
+        let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
+        if !positions.is_empty() && largest >= table.rows() {
+            return Err(Error::shape("rope", format!("position {largest} of a table of {}", table.rows())));
+        }
+        Ok(())
+    }
+
     /// Copies host elements to the front of a tensor.
     fn fill(&self, tensor: &Tensor, host: HostTensor<'_>) -> Result<()> {
         let buffer = gpu(tensor)?;

@@ -1,6 +1,7 @@
 //! Attention on the GPU: the kernels, the rules that choose among them, and the launch.
 
 mod resident;
+mod rotate;
 mod shape;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::{
 
 use self::resident::Resident;
 pub(super) use self::resident::reside;
+pub(super) use self::rotate::append as append_rotated;
 use self::shape::MatrixShape;
 
 /// The kernels, in the order of [`Path`].
@@ -76,6 +78,16 @@ fn words(dtype: DType) -> (&'static str, u32, u32) {
     }
 }
 
+/// Sets how pages of a type are written.
+fn page_type(kernel: Specialisation, dtype: DType) -> Specialisation {
+    let (pair, f32s, f16s, bf16s) = match dtype {
+        DType::F32 => ("vec2<f32>", 1, 0, 0),
+        DType::F16 => ("vec2<f16>", 0, 1, 0),
+        _ => ("u32", 0, 0, 1),
+    };
+    kernel.set("PAIR", pair).set("F32", f32s).set("F16", f16s).set("BF16", bf16s)
+}
+
 /// Writes new keys and values; see [`crate::Device::append_kv`].
 pub(super) fn append(
     context: &Context,
@@ -89,18 +101,10 @@ pub(super) fn append(
     let tokens = plan.layout.total_queries();
     for (view, tensor) in [(keys, &layer.keys), (values, &layer.values)] {
         let pages = Pages::of(tensor)?;
-        let (pair, f32s, f16s, bf16s) = match tensor.dtype() {
-            DType::F32 => ("vec2<f32>", 1, 0, 0),
-            DType::F16 => ("vec2<f16>", 0, 1, 0),
-            _ => ("u32", 0, 0, 1),
-        };
         let kernel = Specialisation::new("append", include_str!("append.wgsl"))
             .set("DIM", view.head_dim)
-            .set("PAGE", layer.config.page_size)
-            .set("PAIR", pair)
-            .set("F32", f32s)
-            .set("F16", f16s)
-            .set("BF16", bf16s);
+            .set("PAGE", layer.config.page_size);
+        let kernel = page_type(kernel, tensor.dtype());
         for (heads, buffer) in &pages.parts {
             let count = tokens * heads.len() * view.head_dim / 2;
             let args = Args::default().numbers(&[
@@ -372,4 +376,45 @@ fn mask(mask: Mask) -> (usize, usize, usize) {
     // Positions are below 2^31: a larger radius sees as much.
     let radius = |radius: Option<u32>| radius.unwrap_or(0).min(1 << 30) as usize;
     (flags, radius(left), radius(right))
+}
+
+/// Kernels as an Apple GPU launches them.
+#[cfg(test)]
+pub(super) fn samples() -> Vec<Specialisation> {
+    let abilities = Abilities {
+        matrix_tile: Some(8),
+        subgroup: Some(32),
+        software: false,
+        vector_tiles: false,
+        workgroup_memory: 32 << 10,
+        binding: 1 << 30,
+    };
+    let mut all = Vec::new();
+    for (head_dim, value_dim) in [(64, 64), (128, 128), (72, 80), (256, 256), (512, 512)] {
+        for (dtype, paged, aligned) in [
+            (DType::F32, true, true),
+            (DType::F16, true, true),
+            (DType::Bf16, false, true),
+            (DType::F16, false, false),
+        ] {
+            let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
+            for path in [Path::Prefill, Path::Decode] {
+                let kernel = match MatrixShape::new(&abilities, &params, path) {
+                    Some(shape) => matrix_kernel(&params, shape, dtype, aligned)
+                        .set("SYNC", abilities.subgroup_barrier()),
+                    None => fma_kernel(&params, dtype),
+                };
+                let kernel = kernel.set("Q", "f32").set("Q_WORDS", 0).set("Q_F16", 0);
+                let kernel =
+                    kernel.set("MERGES", u32::from(path == Path::Prefill)).set("PAGED", u32::from(paged));
+                let kernel =
+                    kernel.set("PAGE", 32).set("OUT", "vec2<f32>").set("OUT_F32", 1).set("OUT_F16", 0);
+                all.push(kernel.set("LSE", 1));
+            }
+        }
+    }
+    let merge = Specialisation::new("attention-merge", MERGE).set("DV", 128).set("OUT", "vec2<f16>");
+    all.push(merge.set("OUT_F32", 0).set("OUT_F16", 1).set("LSE", 0));
+    all.extend(rotate::samples());
+    all
 }
