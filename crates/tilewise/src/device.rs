@@ -17,6 +17,9 @@ pub struct DeviceCaps {
     pub description: String,
     /// Bytes of memory that models and caches may use.
     pub memory: usize,
+    /// What matrix units round queries, weights of softmax and inputs of linear layers to, where keys and weights are
+    /// of 16 bits; `None` where all arithmetic is f32.
+    pub rounds_to: Option<DType>,
 }
 
 /// What a device does at best, in loops that do nothing else.

@@ -106,13 +106,16 @@ fn every_kernel_of_every_instruction_set_agrees_with_the_oracle() {
 #[test]
 fn every_kernel_of_every_gpu_agrees_with_the_oracle() {
     for gpu in common::gpus() {
-        // Nearly every case compiles kernels of its own, which takes a processor that plays a GPU half a second, and
-        // seconds where it plays matrix units too.
-        let cases = some(match (gpu.software, gpu.matrices) {
+        // Nearly every case compiles kernels of its own, which takes a processor that plays a GPU half a second; where
+        // it plays matrix units too, seconds, and minutes for wide heads: few cases with narrow ones then.
+        let mut cases = some(match (gpu.software, gpu.matrices) {
             (false, _) => 1,
             (true, false) => 13,
-            (true, true) => 29,
+            (true, true) => 11,
         });
+        if gpu.software && gpu.matrices {
+            cases.retain(|case| case.head_dim.max(case.value_dim) <= 24 && case.precision != Precision::F32);
+        }
         println!("{}: {} of {} cases", gpu.name, cases.len(), some(1).len());
         conform(gpu, &cases);
     }

@@ -126,7 +126,7 @@ fn one_by_one(device: &dyn Device, case: &Case) -> [Vec<u32>; 3] {
 
 #[test]
 fn one_operation_has_the_bits_of_the_operations_that_it_joins() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         for (index, (dim, value_dim, rotary_dim)) in
             [(64, 64, 64), (128, 128, 128), (24, 40, 16), (512, 512, 512), (136, 8, 2)]
                 .into_iter()
@@ -136,7 +136,7 @@ fn one_operation_has_the_bits_of_the_operations_that_it_joins() {
                 for normed in [false, true] {
                     let page_size = [16, 32][index % 2];
                     let case = Case { dim, value_dim, rotary_dim, normed, dtype, page_size };
-                    let (got, want) = (together(&*device, &case), one_by_one(&*device, &case));
+                    let (got, want) = (together(&**device, &case), one_by_one(&**device, &case));
                     let what = format!("{name}: {dim}, {value_dim}, {rotary_dim}, {dtype}, normed {normed}");
                     assert!(got == want, "{what}");
                     assert!(got[1].iter().chain(&got[2]).any(|&bits| bits != 0), "{what}: nothing is stored");
@@ -148,10 +148,10 @@ fn one_operation_has_the_bits_of_the_operations_that_it_joins() {
 
 #[test]
 fn heads_that_do_not_fit_are_refused_and_no_page_is_written() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         let case =
             Case { dim: 64, value_dim: 64, rotary_dim: 64, normed: false, dtype: DType::F32, page_size: 16 };
-        let Made { plan, mut x, norms, table, positions, mut layer } = make(&*device, &case);
+        let Made { plan, mut x, norms, table, positions, mut layer } = make(&**device, &case);
         let [queries, keys, values] = spans(&case);
         let good = RotaryHeads {
             queries,

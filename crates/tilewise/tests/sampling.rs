@@ -40,7 +40,7 @@ fn chance(random: &mut Random) -> f64 {
 /// Lengths at and beside the number of threads, what they read at once, and a vocabulary of today.
 const LENGTHS: [usize; 8] = [1, 2, 255, 1023, 1024, 4097, 32_001, 151_936];
 
-fn gpus() -> Vec<Tested> {
+fn gpus() -> &'static [Tested] {
     let gpus = common::gpus();
     if gpus.is_empty() {
         println!("gpu: skipped, this machine has none");
@@ -59,14 +59,14 @@ fn greedy_tokens_equal_those_of_the_cpu() {
             rows.push((0..len).map(|id| if id % 3 == 1 { 7.0 } else { -7.0 }).collect());
             rows.push((0..len).map(|id| if id % 2 == 0 { -0.0 } else { 0.0 }).collect());
             let draws = vec![Draw::GREEDY; rows.len()];
-            assert_eq!(sample(&*device, &rows, &draws), sample(&cpu(), &rows, &draws), "{name}, {len}");
+            assert_eq!(sample(&**device, &rows, &draws), sample(&cpu(), &rows, &draws), "{name}, {len}");
         }
     }
 }
 
 #[test]
 fn logits_that_are_not_finite_are_an_error_of_their_own_row() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         for len in [3, 2000] {
             let mut rows = vec![vec![0.5; len]; 6];
             rows[1][len - 1] = f32::NAN;
@@ -76,7 +76,7 @@ fn logits_that_are_not_finite_are_an_error_of_their_own_row() {
             rows[5][0] = f32::NEG_INFINITY;
             for temperature in [0.0, 1.0] {
                 let draws = vec![Draw { temperature, logprob: true, ..Draw::GREEDY }; rows.len()];
-                let finite: Vec<bool> = sample(&*device, &rows, &draws).iter().map(Result::is_ok).collect();
+                let finite: Vec<bool> = sample(&**device, &rows, &draws).iter().map(Result::is_ok).collect();
                 assert_eq!(finite, [true, false, false, false, false, true], "{name}, {len}");
             }
         }
@@ -90,7 +90,7 @@ fn logprobs_are_those_of_the_cpu() {
             let mut random = Random::new(len as u64 + 1);
             let rows: Vec<Vec<f32>> = (0..4).map(|_| logits(&mut random, len)).collect();
             let draws = vec![Draw { logprob: true, ..Draw::GREEDY }; rows.len()];
-            for (got, want) in sample(&*device, &rows, &draws).iter().zip(sample(&cpu(), &rows, &draws)) {
+            for (got, want) in sample(&**device, &rows, &draws).iter().zip(sample(&cpu(), &rows, &draws)) {
                 let (got, want) = (got.unwrap().logprob.unwrap(), want.unwrap().logprob.unwrap());
                 assert!((got - want).abs() < 1e-4, "{name}, {len}: {got} and {want}");
             }
@@ -155,7 +155,7 @@ fn drawn_tokens_equal_those_of_the_cpu_but_at_the_edges_of_the_distribution() {
                 let row = logits(&mut random, len);
                 let rows = vec![row.clone(); 6];
                 let draws: Vec<Draw> = (0..6).map(|_| Draw { chance: chance(&mut random), ..draw }).collect();
-                let (got, want) = (sample(&*device, &rows, &draws), sample(&cpu(), &rows, &draws));
+                let (got, want) = (sample(&**device, &rows, &draws), sample(&cpu(), &rows, &draws));
                 let Distribution { ids, ends, edge } = distribution(&row, &draw);
                 for ((got, want), draw) in got.iter().zip(want).zip(&draws) {
                     let (got, want) = (got.unwrap().id, want.unwrap().id);
@@ -181,7 +181,7 @@ fn drawn_tokens_equal_those_of_the_cpu_but_at_the_edges_of_the_distribution() {
 
 #[test]
 fn one_candidate_is_the_greedy_token_and_equals_are_kept_in_order() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         let mut random = Random::new(7);
         let rows: Vec<Vec<f32>> = (0..8).map(|_| logits(&mut random, 3000)).collect();
         let one = |random: &mut Random| Draw {
@@ -192,8 +192,8 @@ fn one_candidate_is_the_greedy_token_and_equals_are_kept_in_order() {
         };
         let draws: Vec<Draw> = (0..8).map(|_| one(&mut random)).collect();
         assert_eq!(
-            sample(&*device, &rows, &draws),
-            sample(&*device, &rows, &vec![Draw::GREEDY; 8]),
+            sample(&**device, &rows, &draws),
+            sample(&**device, &rows, &vec![Draw::GREEDY; 8]),
             "{name}"
         );
         // A flat row: the first of the ids, cut by number and by weight.
@@ -204,7 +204,7 @@ fn one_candidate_is_the_greedy_token_and_equals_are_kept_in_order() {
             let draws: Vec<Draw> = (0..9)
                 .map(|i| Draw { temperature: 0.8, top_k, top_p, chance: f64::from(i) / 9.0, ..Draw::GREEDY })
                 .collect();
-            for (draw, sampled) in draws.iter().zip(sample(&*device, &flat, &draws)) {
+            for (draw, sampled) in draws.iter().zip(sample(&**device, &flat, &draws)) {
                 let want = draw.chance * f64::from(kept);
                 let id = f64::from(sampled.unwrap().id);
                 assert!((id - want.floor()).abs() <= 1.0 && id < f64::from(kept), "{name}: {id}, {draw:?}");
@@ -215,7 +215,7 @@ fn one_candidate_is_the_greedy_token_and_equals_are_kept_in_order() {
 
 #[test]
 fn a_row_is_sampled_alone_as_in_a_batch() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         let mut random = Random::new(9);
         let rows: Vec<Vec<f32>> = (0..12).map(|_| logits(&mut random, 40_000)).collect();
         let draw = |(i, random): (usize, &mut Random)| Draw {
@@ -230,9 +230,9 @@ fn a_row_is_sampled_alone_as_in_a_batch() {
             let bits = |s: &Result<Sampled, NotFinite>| s.map(|s| (s.id, s.logprob.map(f32::to_bits)));
             sampled.iter().map(bits).collect::<Vec<_>>()
         };
-        let together = bits(&sample(&*device, &rows, &draws));
+        let together = bits(&sample(&**device, &rows, &draws));
         for (index, (row, draw)) in rows.iter().zip(&draws).enumerate() {
-            let alone = bits(&sample(&*device, std::slice::from_ref(row), &[*draw]));
+            let alone = bits(&sample(&**device, std::slice::from_ref(row), &[*draw]));
             assert_eq!(alone[0], together[index], "{name}: {draw:?}");
             assert_eq!(alone[0].unwrap().1.is_some(), draw.logprob);
         }
@@ -241,7 +241,7 @@ fn a_row_is_sampled_alone_as_in_a_batch() {
 
 #[test]
 fn draws_that_do_not_fit_the_logits_are_refused() {
-    for Tested { name, device, .. } in common::devices() {
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         let logits = device.upload(HostTensor::f32(&[2, 3], &[0.0; 6]).unwrap()).unwrap();
         let none = Draw { temperature: 1.0, top_k: Some(0), ..Draw::GREEDY };
         assert!(device.sample(&logits, &[Draw::GREEDY]).is_err(), "{name}");

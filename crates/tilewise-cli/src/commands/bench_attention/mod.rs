@@ -110,7 +110,7 @@ pub(super) fn time(
         let mut run = measure::Run::new(device, &inputs, kernel)?;
         run.once()?;
         run.max_abs_err = oracle::max_abs_err(&expected, &run.output()?);
-        let allowed = oracle::tolerance(shape.params.q_dtype);
+        let allowed = oracle::tolerance(device.caps(), &shape.params);
         // Not `>`: an error that is not a number is refused too.
         if !run.max_abs_err.le(&allowed) {
             let why = format!(

@@ -1,6 +1,6 @@
 //! Attention in f64, by its definition, for some rows.
 
-use tilewise::DType;
+use tilewise::{AttentionParams, DType, DeviceCaps};
 
 use super::super::shape::Shape;
 use super::inputs::HostInputs;
@@ -16,9 +16,10 @@ pub(super) struct Expected {
 const BUDGET: usize = 1 << 29;
 
 /// What a kernel may be off by, given the type of its output: rounding a number below 4 takes half a unit of
-/// it, and the sums are f32.
-pub(super) fn tolerance(out_dtype: DType) -> f64 {
-    match out_dtype {
+/// it, and the sums are f32. A device may round queries and weights itself, as coarsely.
+pub(super) fn tolerance(device: &DeviceCaps, params: &AttentionParams) -> f64 {
+    let own = device.rounds_to.filter(|_| params.kv_dtype != DType::F32);
+    match own.filter(|_| params.q_dtype == DType::F32).unwrap_or(params.q_dtype) {
         DType::F16 => 2e-3,
         DType::Bf16 => 1.6e-2,
         _ => 2e-5,

@@ -80,6 +80,7 @@ impl CpuDevice {
                 name: "cpu".to_owned(),
                 description: format!("{}, {threads} threads", level.name()),
                 memory: available_memory(),
+                rounds_to: None,
             },
             policy: DispatchPolicy::new(attention::KERNELS, attention::RULES),
             level,

@@ -19,23 +19,12 @@ pub(super) struct Abilities {
     pub matrix_tile: Option<u32>,
     /// Threads of a subgroup, where they are always as many.
     pub subgroup: Option<u32>,
-    /// Whether a subgroup is one vector of a processor.
-    pub software: bool,
     /// Whether matrix operations take pointers to vectors: as SPIR-V, not as MSL.
     pub vector_tiles: bool,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
     /// Bytes of the largest buffer that a kernel can see.
     pub binding: u64,
-}
-
-impl Abilities {
-    /// The statement that orders a subgroup's accesses to workgroup memory.
-    ///
-    /// A subgroup that is one vector needs none, and a software adapter's waits for the whole work group.
-    pub(super) fn subgroup_barrier(&self) -> &'static str {
-        if self.software { "" } else { "subgroupBarrier();" }
-    }
 }
 
 /// A device with its queue, memory and pipelines.
@@ -145,7 +134,6 @@ impl Context {
         let abilities = Abilities {
             matrix_tile: if matrices && subgroup.is_some() { matrix_tile(adapter) } else { None },
             subgroup,
-            software: is_software(&info),
             vector_tiles: info.backend == wgpu::Backend::Vulkan,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),

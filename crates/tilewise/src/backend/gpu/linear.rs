@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 
 use super::context::{Abilities, Context};
-use super::memory::{GpuBuffer, Scratch, gpu};
+use super::memory::{GpuBuffer, Scratch, ScratchGuard, gpu};
 use super::pipeline::Specialisation;
 use super::rows::{Args, spread, wgsl};
 use crate::{DType, DeviceBuffer, Error, HostTensor, Linear, Result, Tensor, checks};
@@ -230,7 +230,7 @@ impl Product<'_> {
         let rows = self.x.rows();
         let halves = self.halves(scratch)?;
         let x = match &halves {
-            Some(buffer) => buffer,
+            Some(guard) => guard.buffer(),
             None => gpu(self.x)?,
         };
         let shape = TileShape::new(tile, rows, self.x.row_len(), self.matrix.outputs());
@@ -245,16 +245,16 @@ impl Product<'_> {
     }
 
     /// The input in f16, where it is not so already.
-    fn halves(&self, scratch: &Scratch) -> Result<Option<Arc<GpuBuffer>>> {
+    fn halves<'s>(&self, scratch: &'s Scratch) -> Result<Option<ScratchGuard<'s>>> {
         if wgsl("linear", self.x)? == "f16" {
             return Ok(None);
         }
-        let buffer = scratch.get(self.context, 2 * self.x.len() as u64)?;
+        let guard = scratch.lock(self.context, 2 * self.x.len() as u64)?;
         let count = self.x.len() / 4;
         let kernel = Specialisation::new("cast", include_str!("cast.wgsl"));
         let args = Args::default().numbers(&[count]);
-        self.context.run(kernel, &[gpu(self.x)?, &buffer], &args, spread(count.div_ceil(64)))?;
-        Ok(Some(buffer))
+        self.context.run(kernel, &[gpu(self.x)?, guard.buffer()], &args, spread(count.div_ceil(64)))?;
+        Ok(Some(guard))
     }
 
     fn run(
@@ -319,7 +319,6 @@ impl TileShape {
             .set("R", self.own_rows)
             .set("C", self.own_columns)
             .set("STEP", self.step)
-            .set("SYNC", abilities.subgroup_barrier())
             .set("WIDE", u32::from(abilities.vector_tiles))
             .set("KW", if abilities.vector_tiles { 4 } else { 1 })
     }
@@ -344,7 +343,6 @@ pub(super) fn samples() -> Vec<Specialisation> {
     let abilities = Abilities {
         matrix_tile: Some(8),
         subgroup: Some(32),
-        software: false,
         vector_tiles: false,
         workgroup_memory: 32 << 10,
         binding: 1 << 30,

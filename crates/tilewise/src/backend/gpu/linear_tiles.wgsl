@@ -116,7 +116,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #for r in 0..R
 #for c in 0..C
     coopStoreT(acc_${r}_$c, &results[base], T);
-    $SYNC
+    workgroupBarrier();
     for (var i = lane; i < T * T; i += ${SUBGROUP}u) {
         let at_row = first_row + row_part + ${r * T}u + i / T;
         let at_column = first_column + column_part + ${c * T}u + i % T;
@@ -132,7 +132,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             out[at] = $OUT(value);
         }
     }
-    $SYNC
+    workgroupBarrier();
 #end
 #end
 }

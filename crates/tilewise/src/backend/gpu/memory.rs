@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
 use crate::{DeviceBuffer, Error, Result, Tensor};
@@ -148,23 +148,28 @@ impl Drop for GpuBuffer {
     }
 }
 
-/// What launches that follow each other use in turn, as large as the largest needed so far.
+/// Memory between the launches of one operation, as large as the largest needed so far.
 #[derive(Default)]
-pub(super) struct Scratch(Mutex<Option<Arc<GpuBuffer>>>);
+pub(super) struct Scratch(Mutex<Option<GpuBuffer>>);
 
 impl Scratch {
-    /// At least `len` bytes that hold their content until another launch takes them.
-    pub(super) fn get(&self, context: &Arc<Context>, len: u64) -> Result<Arc<GpuBuffer>> {
+    /// At least `len` bytes, for as long as the guard lives: no other thread's launches come between.
+    pub(super) fn lock(&self, context: &Arc<Context>, len: u64) -> Result<ScratchGuard<'_>> {
         let mut scratch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*scratch {
-            Some(buffer) if buffer.raw().size() >= len => Ok(buffer.clone()),
-            _ => {
-                *scratch = None;
-                let buffer =
-                    Arc::new(GpuBuffer::new(context, || "partial states of attention".to_owned(), len)?);
-                Ok(scratch.insert(buffer).clone())
-            }
+        if scratch.as_ref().is_none_or(|buffer| buffer.raw().size() < len) {
+            *scratch = None;
+            *scratch = Some(GpuBuffer::new(context, || "memory between launches".to_owned(), len)?);
         }
+        Ok(ScratchGuard(scratch))
+    }
+}
+
+/// Memory that one operation has to itself.
+pub(super) struct ScratchGuard<'a>(MutexGuard<'a, Option<GpuBuffer>>);
+
+impl ScratchGuard<'_> {
+    pub(super) fn buffer(&self) -> &GpuBuffer {
+        self.0.as_ref().expect("a guard is made with a buffer")
     }
 }
 

@@ -80,7 +80,9 @@ impl GpuDevice {
             return Err(Error::Device { device: name, why });
         };
         let context = Arc::new(Context::open(&name, adapter, matrices)?);
-        let caps = DeviceCaps { name, description: describe(&context.info), memory: memory_guess(&context) };
+        let rounds_to = context.abilities.matrix_tile.map(|_| DType::F16);
+        let (description, memory) = (describe(&context.info), memory_guess(&context));
+        let caps = DeviceCaps { name, description, memory, rounds_to };
         let policy = DispatchPolicy::new(attention::KERNELS, attention::RULES);
         Ok(Self { caps, policy, context, scratch: Scratch::default(), halves: Scratch::default() })
     }
@@ -249,8 +251,8 @@ impl Device for GpuDevice {
         out: &mut Tensor,
         lse: Option<&mut Tensor>,
     ) -> Result<()> {
-        let partial = self.scratch.get(&self.context, plan.workspace as u64 * 4)?;
-        attention::attention(&self.context, partial, plan, (q, kv), (out, lse.as_deref()))
+        let partial = self.scratch.lock(&self.context, plan.workspace as u64 * 4)?;
+        attention::attention(&self.context, partial.buffer(), plan, (q, kv), (out, lse.as_deref()))
     }
 
     fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {

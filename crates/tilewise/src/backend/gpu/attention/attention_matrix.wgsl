@@ -6,9 +6,10 @@
 // multiples of these. Scores of a step go to workgroup memory, where LANES lanes have each row; weights come back as
 // f16. A row's maximum moves only when a step exceeds it by more than 2^8: outputs stay in registers meanwhile.
 //
-// Two work-group barriers a step: one after which the keys, one after which the values may be overwritten. What a
-// subgroup hands to itself needs its own barrier only. `for (var once = ..)` is `if`: the condition is the same for a
-// subgroup, which is what matrix operations need, but uniformity is only analysed per work group.
+// A barrier of a subgroup would do where a subgroup hands scores and weights to itself, but its translation orders no
+// workgroup memory: bits then differed between runs of other shapes.
+//
+// `for (var once = ..)` is `if`, of a condition that is the same for the work group but is not seen to be.
 
 const T = ${T}u;
 const KEYS = ${KEYS}u;
@@ -213,7 +214,7 @@ fn not_finite(values: vec4<f16>) -> bool {
         let s_${n}_at = (s_base + ${n * T}u) / ${SW}u;
         coopStoreT(s_$n, &s_tile[s_${n}_at], ${(KEYS + 4) / SW}u);
 #end
-        $SYNC
+        workgroupBarrier();
         // Keys from the first that this lane's row sees; others have larger numbers than `span`.
         let distance = block + part * 2u - seen.x;
 #for j in 0..KEYS / 2 / LANES
@@ -243,7 +244,7 @@ fn not_finite(values: vec4<f16>) -> bool {
             p_put(p_own + ${j * LANES * 2}u, vec2<f16>(weight));
         }
 #end
-        $SYNC
+        workgroupBarrier();
     }
     // All have used the keys, and the values have arrived.
     workgroupBarrier();
@@ -378,13 +379,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             {
                 let at = s_base / ${SW}u;
                 coopStoreT(o_$t, &s_tile[at], ${(KEYS + 4) / SW}u);
-                $SYNC
+                workgroupBarrier();
 #for j in 0..T / 2 / LANES
                 s_put(s_own + ${j * LANES * 2}u, s_get(s_own + ${j * LANES * 2}u) * keep);
 #end
-                $SYNC
+                workgroupBarrier();
                 o_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(KEYS + 4) / SW}u);
-                $SYNC
+                workgroupBarrier();
             }
 #end
             loop {
@@ -435,7 +436,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             let at = s_base / ${SW}u;
             coopStoreT(o_$t, &s_tile[at], ${(KEYS + 4) / SW}u);
         }
-        $SYNC
+        workgroupBarrier();
 #for j in 0..T / 2 / LANES
         {
             var pair = s_get(s_own + ${j * LANES * 2}u);
@@ -463,7 +464,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             }
         }
 #end
-        $SYNC
+        workgroupBarrier();
 #end
         if ended {
             if valid && split == 0u && part == 0u {

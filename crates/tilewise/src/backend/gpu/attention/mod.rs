@@ -4,8 +4,6 @@ mod resident;
 mod rotate;
 mod shape;
 
-use std::sync::Arc;
-
 use super::context::{Abilities, Context};
 use super::memory::{GpuBuffer, gpu};
 use super::pipeline::Specialisation;
@@ -142,13 +140,13 @@ struct Launcher<'a> {
     lse: Option<&'a Tensor>,
     /// Whether outputs are `[batch, heads, tokens]`.
     dense: bool,
-    partial: Arc<GpuBuffer>,
+    partial: &'a GpuBuffer,
 }
 
 /// Runs a plan; see [`crate::Device::attention`]. `partial` has room for the plan's workspace.
 pub(super) fn attention(
     context: &Context,
-    partial: Arc<GpuBuffer>,
+    partial: &GpuBuffer,
     plan: &AttentionPlan,
     (q, kv): (TokenView<'_>, Kv<'_>),
     (out, lse): (&Tensor, Option<&Tensor>),
@@ -198,8 +196,7 @@ impl Launcher<'_> {
         };
         let matrices = MatrixShape::new(&self.context.abilities, params, path);
         let kernel = match matrices {
-            Some(shape) => matrix_kernel(params, shape, stored, self.is_aligned())
-                .set("SYNC", self.context.abilities.subgroup_barrier()),
+            Some(shape) => matrix_kernel(params, shape, stored, self.is_aligned()),
             None => fma_kernel(params, stored),
         };
         let (q_type, q_words, q_f16) = words(params.q_dtype);
@@ -231,7 +228,7 @@ impl Launcher<'_> {
             .numbers(&self.out_strides())
             .numbers(&[bound.heads.start, bound.heads.len(), params.group_size()]);
         let (q, out) = (gpu(self.q.tensor)?, gpu(self.out)?);
-        let buffers = [&resident.buffer, q, bound.keys, bound.values, out, self.lse()?, &self.partial];
+        let buffers = [&resident.buffer, q, bound.keys, bound.values, out, self.lse()?, self.partial];
         self.context.run(kernel, &buffers, &args, spread(items.len()))
     }
 
@@ -243,7 +240,7 @@ impl Launcher<'_> {
             .numbers(&[resident.sequences_at, resident.merges_at])
             .numbers(&self.out_strides())
             .numbers(&[bound.heads.start, bound.heads.len(), params.group_size()]);
-        let buffers = [&resident.buffer, &self.partial, gpu(self.out)?, self.lse()?];
+        let buffers = [&resident.buffer, self.partial, gpu(self.out)?, self.lse()?];
         let groups = [resident.merges as u32, resident.merge_rows as u32, 1];
         self.context.run(kernel, &buffers, &args, groups)
     }
@@ -384,7 +381,6 @@ pub(super) fn samples() -> Vec<Specialisation> {
     let abilities = Abilities {
         matrix_tile: Some(8),
         subgroup: Some(32),
-        software: false,
         vector_tiles: false,
         workgroup_memory: 32 << 10,
         binding: 1 << 30,
@@ -400,8 +396,7 @@ pub(super) fn samples() -> Vec<Specialisation> {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
             for path in [Path::Prefill, Path::Decode] {
                 let kernel = match MatrixShape::new(&abilities, &params, path) {
-                    Some(shape) => matrix_kernel(&params, shape, dtype, aligned)
-                        .set("SYNC", abilities.subgroup_barrier()),
+                    Some(shape) => matrix_kernel(&params, shape, dtype, aligned),
                     None => fma_kernel(&params, dtype),
                 };
                 let kernel = kernel.set("Q", "f32").set("Q_WORDS", 0).set("Q_F16", 0);
