@@ -136,7 +136,8 @@ impl Context {
             subgroup,
             vector_tiles: info.backend == wgpu::Backend::Vulkan,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
-            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            // Kernels count elements in 32 bits.
+            binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(0xffff_ff00),
         };
         Ok(Self {
             name: name.to_owned(),
@@ -179,6 +180,10 @@ impl Context {
             return Ok(());
         }
         self.check()?;
+        if launch.buffers.iter().any(|buffer| !buffer.is_of(self)) {
+            let why = format!("a tensor belongs to another device than {}", self.name);
+            return Err(Error::Shape { op: "tensor", why });
+        }
         let bind_group = self.pipelines.bind_group(&self.device, launch.kernel, launch.buffers);
         let mut recorder = self.lock();
         let epoch = self.epoch();

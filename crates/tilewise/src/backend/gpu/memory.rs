@@ -130,6 +130,11 @@ impl GpuBuffer {
         self.buffer.as_ref().expect("a buffer is taken out by drop alone")
     }
 
+    /// Whether the buffer is of this device.
+    pub(super) fn is_of(&self, context: &Context) -> bool {
+        std::ptr::eq(&*self.context, context)
+    }
+
     pub(super) fn used_in(&self, epoch: u64) {
         self.last_use.store(epoch, Ordering::Relaxed);
     }

@@ -6,7 +6,7 @@ enable f16;
 struct Args {
     count: u32,          // pairs of elements: tokens times heads times dim / 2
     offset: u32,         // of the view
-    batch_stride: u32,   // 0 for ragged tokens
+    batch_stride: u32,   // all ones for ragged tokens
     token_stride: u32,
     head_stride: u32,
     tokens_at: u32,      // where the plan's new tokens are
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let page = plan[args.tokens_at + token * 4u + 2u];
     let slot = plan[args.tokens_at + token * 4u + 3u];
     var at = args.offset + token * args.token_stride;
-    if args.batch_stride != 0u {
+    if args.batch_stride != 0xffffffffu {
         at = args.offset + sequence * args.batch_stride + within * args.token_stride;
     }
     at += (args.first_head + head) * args.head_stride + pair * 2u;

@@ -22,7 +22,7 @@ struct Args {
     left: u32,
     right: u32,
     q_offset: u32,
-    q_batch: u32,        // 0 for ragged tokens
+    q_batch: u32,        // all ones for ragged tokens
     q_token: u32,
     q_head: u32,
     k_offset: u32,

@@ -5,7 +5,7 @@ fn q_start(sequence: Sequence, item: Item, row: u32) -> u32 {
     let query = row / args.group;
     let head = item.head * args.group + row % args.group;
     let token = select(sequence.index * args.q_batch + query * args.q_token,
-                       (sequence.query_begin + query) * args.q_token, args.q_batch == 0u);
+                       (sequence.query_begin + query) * args.q_token, args.q_batch == 0xffffffffu);
     return args.q_offset + token + head * args.q_head;
 }
 
@@ -19,12 +19,12 @@ fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 { return slot(se
 #else
 fn key_start(sequence: Sequence, item: Item, key: u32) -> u32 {
     let token = select(sequence.index * args.k_batch + key * args.k_token,
-                       (sequence.key_begin + key) * args.k_token, args.k_batch == 0u);
+                       (sequence.key_begin + key) * args.k_token, args.k_batch == 0xffffffffu);
     return args.k_offset + token + item.head * args.k_head;
 }
 fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 {
     let token = select(sequence.index * args.v_batch + key * args.v_token,
-                       (sequence.key_begin + key) * args.v_token, args.v_batch == 0u);
+                       (sequence.key_begin + key) * args.v_token, args.v_batch == 0xffffffffu);
     return args.v_offset + token + item.head * args.v_head;
 }
 #end

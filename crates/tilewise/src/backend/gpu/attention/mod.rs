@@ -41,6 +41,9 @@ pub(super) const RULES: &[Rule] = &[
     },
 ];
 
+/// Stands for the batch stride of ragged tokens: 0 is that of a dense batch whose sequences are the same.
+const RAGGED: usize = u32::MAX as usize;
+
 /// The pages of a layer's keys or values: the heads of each buffer, and the buffer.
 pub(super) struct Pages {
     pub parts: Vec<(std::ops::Range<usize>, GpuBuffer)>,
@@ -108,7 +111,7 @@ pub(super) fn append(
             let args = Args::default().numbers(&[
                 count,
                 view.offset,
-                view.batch_stride.unwrap_or(0),
+                view.batch_stride.unwrap_or(RAGGED),
                 view.token_stride,
                 view.head_stride,
                 resident.tokens_at,
@@ -212,7 +215,7 @@ impl Launcher<'_> {
         let first = resident.items_at + 8 * items.start;
         let (mask, left, right) = mask(params.mask);
         let view = |view: &TokenView<'_>| {
-            [view.offset, view.batch_stride.unwrap_or(0), view.token_stride, view.head_stride]
+            [view.offset, view.batch_stride.unwrap_or(RAGGED), view.token_stride, view.head_stride]
         };
         let (k, v) = match &self.kv {
             Kv::Paged(_) => ([0; 4], [0; 4]),
