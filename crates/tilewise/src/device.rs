@@ -160,7 +160,7 @@ pub struct Counts {
 
 /// A device that runs transformer layers.
 ///
-/// Activations are f32. Every operation validates its shapes and is done, or enqueued in order, when it
+/// Activations are f32, or what [`Device::linear_input`] says. Every operation validates its shapes and is done, or enqueued in order, when it
 /// returns. Results are bitwise independent of what else is in the batch: an output row is a function of its own
 /// input row (and its own keys), of the weights, and of nothing else.
 pub trait Device: Send + Sync {
@@ -274,6 +274,12 @@ pub trait Device: Send + Sync {
         lse: Option<&mut Tensor>,
     ) -> Result<()>;
 
+    /// The type that [`Device::linear`] rounds inputs of `in_features` to, for weights of a type: an input that is
+    /// of it already is not rounded again. Activations are f32 unless this says less.
+    fn linear_input(&self, _weights: DType, _in_features: usize) -> DType {
+        DType::F32
+    }
+
     /// `out = x W^T + bias`, `[rows, in] -> [rows, out]`.
     ///
     /// # Errors
@@ -316,6 +322,24 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Shape`].
     fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<()>;
+
+    /// `out = silu(gate) * up`, where `[gate, up] = x W^T + bias`: [`Device::linear`] and [`Device::silu_mul`].
+    /// `gate_up` has room for the product; what it holds afterwards is undefined.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    fn linear_silu_mul(
+        &self,
+        weight: &Linear,
+        x: &Tensor,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::linear(weight, x, gate_up)?;
+        checks::silu_mul(gate_up, out)?;
+        self.linear(weight, x, gate_up)?;
+        self.silu_mul(gate_up, out)
+    }
 
     /// `out[i] = x[rows[i]]`.
     ///

@@ -342,6 +342,47 @@ fn silu_mul_is_the_reference_row_by_row() {
 }
 
 #[test]
+fn a_gated_product_is_its_product_and_activation_with_the_same_bits_in_any_number_of_rows() {
+    each_device(|Tested { name, device, .. }| {
+        for (inputs, halves, dtype) in
+            [(64, 48, DType::Bf16), (96, 160, DType::F16), (40, 48, DType::F16), (64, 20, DType::F32)]
+        {
+            let mut random = Random::new(inputs as u64);
+            let weight =
+                pack(&**device, &[2 * halves, inputs], &random.normals(2 * halves * inputs), None, dtype);
+            let rows = 70;
+            let x = random.normals(rows * inputs);
+            let input = device.linear_input(dtype, inputs);
+            let gated = |x: &[f32], fused: bool| {
+                let rows = x.len() / inputs;
+                let x = f32s(&**device, &[rows, inputs], x);
+                let mut gate_up = device.alloc(&[rows, 2 * halves], DType::F32).unwrap();
+                let mut out = device.alloc(&[rows, halves], input).unwrap();
+                if fused {
+                    device.linear_silu_mul(&weight, &x, &mut gate_up, &mut out).unwrap();
+                } else {
+                    device.linear(&weight, &x, &mut gate_up).unwrap();
+                    device.silu_mul(&gate_up, &mut out).unwrap();
+                }
+                device.download(&out).unwrap()
+            };
+            let what = format!("{name}: {inputs} to 2 x {halves} in {dtype}");
+            let whole = gated(&x, true);
+            let apart = gated(&x, false);
+            for (at, (a, b)) in whole.iter().zip(&apart).enumerate() {
+                // One rounding of the output's type.
+                let near = (a - b).abs() <= b.abs() * if input == DType::F16 { 1e-3 } else { 1e-5 };
+                assert!(near, "{what}: element {at} is {a}, not {b}");
+            }
+            for count in [1, 9, 17, 40] {
+                let some = gated(&x[..count * inputs], true);
+                assert!(bits(&some) == bits(&whole[..count * halves]), "{what}: {count} rows");
+            }
+        }
+    });
+}
+
+#[test]
 fn gathered_rows_are_exact() {
     each_device(|Tested { name, device, .. }| {
         let device = &**device;

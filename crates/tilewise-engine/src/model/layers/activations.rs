@@ -15,7 +15,8 @@ pub struct Limits {
     pub max_logits_rows: usize,
 }
 
-/// One step's tensors, `[tokens, ..]` or `[logits rows, ..]`, f32 unless said.
+/// One step's tensors, `[tokens, ..]` or `[logits rows, ..]`. They are f32 unless said; those that only products take
+/// are of the type that the device rounds them to.
 ///
 /// They are allocated for the largest batch; a step sets their rows and allocates nothing.
 pub struct Activations {
@@ -44,26 +45,27 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Tensors for batches up to `limits`.
+    /// Tensors for batches up to `limits`, between weights of type `weights`.
     ///
     /// # Errors
     /// What allocation returns.
-    pub fn new(device: &dyn Device, config: &ModelConfig, limits: Limits) -> Result<Self> {
+    pub fn new(device: &dyn Device, config: &ModelConfig, weights: DType, limits: Limits) -> Result<Self> {
         let q_width = config.num_qo_heads * config.head_dim;
         let qkv_width = q_width + 2 * config.num_kv_heads * config.head_dim;
         let tokens = |width: usize| device.alloc(&[limits.max_batch_tokens, width], DType::F32);
         let rows = |width: usize| device.alloc(&[limits.max_logits_rows, width], DType::F32);
+        let input = |most: usize, width| device.alloc(&[most, width], device.linear_input(weights, width));
         Ok(Self {
             ids: device.alloc(&[limits.max_batch_tokens], DType::U32)?,
             positions: device.alloc(&[limits.max_batch_tokens], DType::U32)?,
             hidden: tokens(config.hidden_size)?,
-            normed: tokens(config.hidden_size)?,
+            normed: input(limits.max_batch_tokens, config.hidden_size)?,
             qkv: tokens(qkv_width)?,
-            heads: tokens(q_width)?,
+            heads: input(limits.max_batch_tokens, q_width)?,
             gate_up: tokens(2 * config.intermediate_size)?,
-            inner: tokens(config.intermediate_size)?,
+            inner: input(limits.max_batch_tokens, config.intermediate_size)?,
             last: rows(config.hidden_size)?,
-            last_normed: rows(config.hidden_size)?,
+            last_normed: input(limits.max_logits_rows, config.hidden_size)?,
             logits: rows(config.vocab_size)?,
         })
     }

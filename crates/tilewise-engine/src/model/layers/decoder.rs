@@ -84,13 +84,14 @@ impl Decoder {
         };
         let layer = |index| DecoderLayer::load(loader, config, &format!("model.layers.{index}"), head_norms);
         let layers = (0..config.num_layers).map(layer).collect::<Result<_>>()?;
+        let activations = Activations::new(device, config, embedding.dtype, limits)?;
         Ok(Self {
             embedding,
             head,
             layers,
             final_norm: loader.vector("model.norm.weight", hidden)?,
             rope: RopeTable::new(device, config.rope_theta, config.head_dim, config.max_positions)?,
-            activations: Activations::new(device, config, limits)?,
+            activations,
             config: config.clone(),
         })
     }

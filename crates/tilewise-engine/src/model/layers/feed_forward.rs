@@ -32,8 +32,7 @@ impl FeedForward {
     /// What the device's operations return.
     pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
         let (device, act) = (cx.device, &mut *cx.activations);
-        device.linear(&self.gate_up, &act.normed, &mut act.gate_up)?;
-        device.silu_mul(&act.gate_up, &mut act.inner)?;
+        device.linear_silu_mul(&self.gate_up, &act.normed, &mut act.gate_up, &mut act.inner)?;
         device.linear_add(&self.down, &act.inner, &mut act.hidden)?;
         Ok(())
     }

@@ -94,7 +94,8 @@ impl Context {
             | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
             | Features::IMMEDIATES
             | Features::TIMESTAMP_QUERY
-            | Features::PIPELINE_CACHE;
+            | Features::PIPELINE_CACHE
+            | Features::PASSTHROUGH_SHADERS;
         let features = adapter.features() & wanted;
         if !features.contains(Features::IMMEDIATES) {
             return Err(fail(format!("{} has no immediate data", info.name)));
@@ -141,7 +142,7 @@ impl Context {
         };
         Ok(Self {
             name: name.to_owned(),
-            pipelines: Pipelines::new(&device, &info, features.contains(Features::PIPELINE_CACHE)),
+            pipelines: Pipelines::new(&device, &info),
             pool: Pool::default(),
             recorder: Mutex::default(),
             epoch: AtomicU64::new(1),

@@ -173,6 +173,16 @@ pub(super) enum Onto {
 /// Rows up to which a work group has all of them.
 const MANY: usize = 64;
 
+/// What inputs are rounded to.
+pub(super) fn input(abilities: &Abilities, weights: DType, in_features: usize) -> DType {
+    match weights {
+        DType::F16 | DType::Bf16 if abilities.matrix_tile.is_some() && in_features.is_multiple_of(STEP) => {
+            DType::F16
+        }
+        _ => DType::F32,
+    }
+}
+
 /// `out = x W^T + bias`, or `out +=` it.
 ///
 /// Matrix units take f16: `x` is rounded to it, to the nearest.
@@ -191,11 +201,38 @@ pub(super) fn product(
     let bias = weight.bias.as_ref().map(gpu).transpose()?;
     let call = Product { context, matrix, bias, x, out, onto };
     match (context.abilities.matrix_tile, context.abilities.subgroup) {
-        (Some(tile), Some(subgroup)) if matrix.dtype == "f16" && x.row_len().is_multiple_of(STEP) => {
+        (Some(tile), Some(subgroup))
+            if input(&context.abilities, weight.dtype, x.row_len()) == DType::F16 =>
+        {
             call.on_matrix_units(scratch, tile as usize, subgroup as usize)
         }
         _ => call.by_multiply_adds(),
     }
+}
+
+/// `out = silu(gate) * up` of the halves of `x W^T`, in one launch; `None` where a product takes more than one.
+pub(super) fn gated(
+    context: &Arc<Context>,
+    scratch: &Scratch,
+    weight: &Linear,
+    x: &Tensor,
+    out: &Tensor,
+) -> Result<Option<()>> {
+    let matrix = matrix(weight)?;
+    let (Some(tile), Some(subgroup)) = (context.abilities.matrix_tile, context.abilities.subgroup) else {
+        return Ok(None);
+    };
+    let rounded = input(&context.abilities, weight.dtype, x.row_len()) == DType::F16;
+    let halves = weight.out_features / 2;
+    let whole = matrix.parts.len() == 1 && weight.bias.is_none() && halves.is_multiple_of(tile as usize);
+    if !rounded || !whole {
+        return Ok(None);
+    }
+    if x.rows() > 0 {
+        let call = Product { context, matrix, bias: None, x, out, onto: Onto::Zero };
+        call.gated_on_matrix_units(scratch, tile as usize, subgroup as usize)?;
+    }
+    Ok(Some(()))
 }
 
 /// One product with all parts of a matrix.
@@ -229,19 +266,42 @@ impl Product<'_> {
     fn on_matrix_units(&self, scratch: &Scratch, tile: usize, subgroup: usize) -> Result<()> {
         let rows = self.x.rows();
         let halves = self.halves(scratch)?;
-        let x = match &halves {
-            Some(guard) => guard.buffer(),
-            None => gpu(self.x)?,
-        };
-        let shape = TileShape::new(tile, rows, self.x.row_len(), self.matrix.outputs());
+        let x = self.input(&halves)?;
+        let sizes = [rows, self.x.row_len(), self.matrix.outputs()];
+        let shape = TileShape::new(&self.context.abilities, tile, sizes, Columns::Plain);
         let kernel = shape
             .kernel(tile, subgroup, &self.context.abilities)
             .set("OUT", wgsl("linear", self.out)?)
             .set("BIAS", u32::from(self.bias.is_some()))
-            .set("ADD", u32::from(self.onto == Onto::Out));
+            .set("ADD", u32::from(self.onto == Onto::Out))
+            .set("SILU", 0);
         let groups =
             |part: &Part| [rows.div_ceil(shape.rows * tile), part.outputs.div_ceil(shape.columns * tile)];
         self.run(&kernel, x, groups)
+    }
+
+    fn gated_on_matrix_units(&self, scratch: &Scratch, tile: usize, subgroup: usize) -> Result<()> {
+        let rows = self.x.rows();
+        let halves = self.halves(scratch)?;
+        let x = self.input(&halves)?;
+        let (inputs, outputs) = (self.x.row_len(), self.matrix.outputs());
+        let shape = TileShape::new(&self.context.abilities, tile, [rows, inputs, outputs], Columns::Gated);
+        let kernel = shape
+            .kernel(tile, subgroup, &self.context.abilities)
+            .set("OUT", wgsl("linear_silu_mul", self.out)?)
+            .set("BIAS", 0)
+            .set("ADD", 0)
+            .set("SILU", 1);
+        let part = &self.matrix.parts[0];
+        let buffers = [x, &part.weights, &part.scales, &part.scales, gpu(self.out)?];
+        let numbers = [rows, inputs, outputs / 2, self.matrix.stride, self.out.row_len(), 0];
+        let lines = (outputs / 2).div_ceil(shape.columns / 2 * tile);
+        let groups = [rows.div_ceil(shape.rows * tile) as u32, lines as u32, 1];
+        self.context.run(kernel, &buffers, &Args::default().numbers(&numbers), groups)
+    }
+
+    fn input<'b>(&'b self, halves: &'b Option<ScratchGuard<'_>>) -> Result<&'b GpuBuffer> {
+        halves.as_ref().map_or_else(|| gpu(self.x), |guard| Ok(guard.buffer()))
     }
 
     /// The input in f16, where it is not so already.
@@ -276,6 +336,15 @@ impl Product<'_> {
     }
 }
 
+/// What becomes of the columns of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Columns {
+    /// Each is an output.
+    Plain,
+    /// Tiles of gates and of what they gate take turns, a pair to a subgroup.
+    Gated,
+}
+
 /// How the kernel for matrix units is laid out, in tiles.
 #[derive(Debug, Clone, Copy)]
 struct TileShape {
@@ -292,18 +361,32 @@ struct TileShape {
 }
 
 impl TileShape {
-    /// The layout for a product; it changes no bit. Measured in bench/records/2026-11-23-h200.csv.
-    fn new(tile: usize, rows: usize, inputs: usize, outputs: usize) -> Self {
-        if rows > MANY {
-            let (subgroups, own_rows) = if outputs >= 4096 { (4, 4) } else { (8, 2) };
-            return Self { rows: 8, columns: 8, subgroups, own_rows, own_columns: 4, step: STEP };
+    /// The layout for a product of so many rows, inputs and outputs; it changes no bit. Measured in bench/records/2026-11-24-h200.csv.
+    fn new(abilities: &Abilities, tile: usize, [rows, inputs, outputs]: [usize; 3], kind: Columns) -> Self {
+        let mut shape = if rows > MANY {
+            Self { rows: 8, columns: 8, subgroups: 8, own_rows: 4, own_columns: 2, step: 64 }
+        } else {
+            let own_rows = rows.div_ceil(tile).next_power_of_two();
+            // Few outputs make few work groups, which need more on its way each.
+            let (columns, subgroups, step) = match outputs {
+                0..=1024 => (1, 8, 512),
+                1025..16384 => (1, 4, 256),
+                _ => (2, 4, 256),
+            };
+            Self { rows: own_rows, columns, subgroups, own_rows, own_columns: 1, step }
+        };
+        if kind == Columns::Gated {
+            shape.columns = shape.columns.next_multiple_of(2);
+            shape.own_columns = shape.own_columns.next_multiple_of(2);
         }
-        let row_tiles = rows.div_ceil(tile).next_power_of_two();
-        // Few outputs make few work groups, which need more on its way each.
-        let (columns, subgroups, step) = if outputs >= 16384 { (4, 4, 128) } else { (1, 2, 256) };
-        let step = (step / row_tiles).max(STEP);
-        let step = if inputs.is_multiple_of(step) { step } else { STEP };
-        Self { rows: row_tiles, columns, subgroups, own_rows: row_tiles, own_columns: 1, step }
+        let fits = |shape: &Self| {
+            let tiles = (shape.rows + shape.columns) * tile * (shape.step + 8) * 2;
+            tiles + shape.subgroups * tile * tile * 4 <= abilities.workgroup_memory as usize
+        };
+        while shape.step > STEP && !(fits(&shape) && inputs.is_multiple_of(shape.step)) {
+            shape.step /= 2;
+        }
+        shape
     }
 
     fn kernel(&self, tile: usize, subgroup: usize, abilities: &Abilities) -> Specialisation {
@@ -337,23 +420,23 @@ pub(super) fn embed(context: &Context, table: &Linear, ids: &Tensor, out: &Tenso
     Ok(())
 }
 
-/// Kernels as an Apple GPU launches them.
+/// Kernels as a GPU with these abilities launches them.
 #[cfg(test)]
-pub(super) fn samples() -> Vec<Specialisation> {
-    let abilities = Abilities {
-        matrix_tile: Some(8),
-        subgroup: Some(32),
-        vector_tiles: false,
-        workgroup_memory: 32 << 10,
-        binding: 1 << 30,
-    };
-    let shape = |rows, inputs, outputs| {
-        let kernel = TileShape::new(8, rows, inputs, outputs).kernel(8, 32, &abilities);
-        kernel.set("OUT", "f32").set("BIAS", 1).set("ADD", 1)
+pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
+    let (tile, subgroup) = (abilities.matrix_tile.unwrap() as usize, abilities.subgroup.unwrap() as usize);
+    let shape = |sizes| {
+        let [plain, gated] = [Columns::Plain, Columns::Gated]
+            .map(|kind| TileShape::new(abilities, tile, sizes, kind).kernel(tile, subgroup, abilities));
+        [
+            plain.set("OUT", "f32").set("BIAS", 1).set("ADD", 1).set("SILU", 0),
+            gated.set("OUT", "f16").set("BIAS", 0).set("ADD", 0).set("SILU", 1),
+        ]
     };
     let mut all = vec![Specialisation::new("cast", include_str!("cast.wgsl"))];
-    for rows in [1, 20, 64, 500] {
-        all.extend([shape(rows, 1024, 4096), shape(rows, 1056, 1024), shape(rows, 1024, 151_936)]);
+    for rows in [1, 20, 60, 500] {
+        for (inputs, outputs) in [(1024, 4096), (1056, 1024), (1024, 151_936)] {
+            all.extend(shape([rows, inputs, outputs]));
+        }
     }
     for (weight, rows) in [("f32", 16), ("f16", 64)] {
         let kernel = Specialisation::new("linear-fma", include_str!("linear_fma.wgsl")).set("ROWS", rows);

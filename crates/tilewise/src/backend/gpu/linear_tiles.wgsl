@@ -1,6 +1,8 @@
 // out = x W^T * scale + bias (+ out): a work group has ROWS rows and COLUMNS outputs, and shares both matrices through
 // workgroup memory, STEP inputs at a time. An output is one chain of products of T inputs, in order, whatever these
-// numbers are. Where there are fewer tiles than subgroups, several compute the same and one of them stores.
+// numbers are. Where there are fewer tiles than subgroups, the others only fetch.
+//
+// With SILU, out = silu(gate) * up of the halves of that product, whose tiles of columns take turns.
 
 const T = ${T}u;
 const ROWS = ${ROWS}u;
@@ -19,8 +21,8 @@ struct Args {
 }
 var<immediate> args: Args;
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<f16>>;
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<$OUT>;
@@ -46,22 +48,34 @@ fn w_put(at: u32, value: vec4<f16>) {
 #end
 var<workgroup> results: array<f32, ${SUBGROUPS * T * T}>;
 
-// Four elements a thread, and again. No branch is around a load, so that it can be waited for late: rows beyond the end
-// repeat the last.
+fn four(low: u32, high: u32) -> vec4<f16> {
+    return vec4<f16>(vec4<f32>(unpack2x16float(low), unpack2x16float(high)));
+}
+
+// Eight elements a thread, and again. No branch is around a load, so that it can be waited for late: rows beyond the
+// end repeat the last.
 #block load
-#for i in 0..ROWS * STEP / 4 / THREADS
-        x_next_$i = x[x_from_$i + next / 4u];
+#for i in 0..(ROWS * STEP / 8 + THREADS - 1) / THREADS
+        x_next_$i = x[x_from_$i + next / 8u];
 #end
-#for i in 0..COLUMNS * STEP / 4 / THREADS
-        w_next_$i = weight[w_from_$i + next / 4u];
+#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
+        w_next_$i = weight[w_from_$i + next / 8u];
 #end
 #end
 #block store
-#for i in 0..ROWS * STEP / 4 / THREADS
-        x_put((thread + ${i * THREADS}u) / ${STEP / 4}u * PITCH + (thread + ${i * THREADS}u) % ${STEP / 4}u * 4u, x_next_$i);
+#for i in 0..(ROWS * STEP / 8 + THREADS - 1) / THREADS
+        if thread + ${i * THREADS}u < ${ROWS * STEP / 8}u {
+            let at = (thread + ${i * THREADS}u) / ${STEP / 8}u * PITCH + (thread + ${i * THREADS}u) % ${STEP / 8}u * 8u;
+            x_put(at, four(x_next_$i.x, x_next_$i.y));
+            x_put(at + 4u, four(x_next_$i.z, x_next_$i.w));
+        }
 #end
-#for i in 0..COLUMNS * STEP / 4 / THREADS
-        w_put((thread + ${i * THREADS}u) / ${STEP / 4}u * PITCH + (thread + ${i * THREADS}u) % ${STEP / 4}u * 4u, w_next_$i);
+#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
+        if thread + ${i * THREADS}u < ${COLUMNS * STEP / 8}u {
+            let at = (thread + ${i * THREADS}u) / ${STEP / 8}u * PITCH + (thread + ${i * THREADS}u) % ${STEP / 8}u * 8u;
+            w_put(at, four(w_next_$i.x, w_next_$i.y));
+            w_put(at + 4u, four(w_next_$i.z, w_next_$i.w));
+        }
 #end
 #end
 
@@ -70,18 +84,24 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
     // Neighbouring work groups share rows of W while these are in the cache.
     let first_row = workgroup.x * ROWS;
-    let first_column = workgroup.y * COLUMNS;
+    let first_column = workgroup.y * ${COLUMNS / (1 + SILU)}u;
     let row_part = subgroup / ${COLUMN_PARTS}u % ${ROW_PARTS}u * ${R * T}u;
     let column_part = subgroup % ${COLUMN_PARTS}u * ${C * T}u;
-#for i in 0..ROWS * STEP / 4 / THREADS
-    let x_from_$i = (min(first_row + (thread + ${i * THREADS}u) / ${STEP / 4}u, args.rows - 1u) * args.inputs) / 4u
-        + (thread + ${i * THREADS}u) % ${STEP / 4}u;
-    var x_next_$i = vec4<f16>();
+#for i in 0..(ROWS * STEP / 8 + THREADS - 1) / THREADS
+    let x_from_$i = (min(first_row + (thread + ${i * THREADS}u) / ${STEP / 8}u, args.rows - 1u) * args.inputs) / 8u
+        + (thread + ${i * THREADS}u) % ${STEP / 8}u;
+    var x_next_$i = vec4<u32>();
 #end
-#for i in 0..COLUMNS * STEP / 4 / THREADS
-    let w_from_$i = (min(first_column + (thread + ${i * THREADS}u) / ${STEP / 4}u, args.outputs - 1u) * args.stride) / 4u
-        + (thread + ${i * THREADS}u) % ${STEP / 4}u;
-    var w_next_$i = vec4<f16>();
+#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
+    let w_row_$i = (thread + ${i * THREADS}u) / ${STEP / 8}u;
+#if SILU
+    let w_own_$i = min(first_column + w_row_$i / ${2 * T}u * T + w_row_$i % T, args.outputs - 1u)
+        + w_row_$i / T % 2u * args.outputs;
+#else
+    let w_own_$i = min(first_column + w_row_$i, args.outputs - 1u);
+#end
+    let w_from_$i = w_own_$i * args.stride / 8u + (thread + ${i * THREADS}u) % ${STEP / 8}u;
+    var w_next_$i = vec4<u32>();
 #end
 #for r in 0..R
 #for c in 0..C
@@ -97,6 +117,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         workgroupBarrier();
         let next = min(k + ${STEP}u, args.inputs - ${STEP}u);
 #use load
+#if COLUMN_PARTS * ROW_PARTS < SUBGROUPS
+        for (var once = subgroup < ${COLUMN_PARTS * ROW_PARTS}u; once; once = false) {
+#else
+        {
+#end
 #for i in 0..STEP / T
 #for r in 0..R
         let x_at_${r}_$i = ((row_part + ${r * T}u) * PITCH + ${i * T}u) / ${KW}u;
@@ -110,13 +135,39 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #end
 #end
 #end
+        }
         workgroupBarrier();
     }
     let base = subgroup * T * T;
 #for r in 0..R
+#if SILU
+#for c in 0..C / 2
+    coopStoreT(acc_${r}_${2 * c}, &results[base], T);
+    subgroupBarrier();
+#for i in 0..T * T / SUBGROUP
+    let gate_${r}_${c}_$i = results[base + lane + ${i * SUBGROUP}u];
+#end
+    subgroupBarrier();
+    coopStoreT(acc_${r}_${2 * c + 1}, &results[base], T);
+    subgroupBarrier();
+#for i in 0..T * T / SUBGROUP
+    {
+        let place = lane + ${i * SUBGROUP}u;
+        let at_row = first_row + row_part + ${r * T}u + place / T;
+        let at_column = first_column + column_part / 2u + ${c * T}u + place % T;
+        if at_row < args.rows && at_column < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
+            let gate = gate_${r}_${c}_$i * scales[at_column];
+            let up = results[base + place] * scales[args.outputs + at_column];
+            out[at_row * args.out_row + at_column] = $OUT(gate / (1.0 + exp(-gate)) * up);
+        }
+    }
+#end
+    subgroupBarrier();
+#end
+#else
 #for c in 0..C
     coopStoreT(acc_${r}_$c, &results[base], T);
-    workgroupBarrier();
+    subgroupBarrier();
     for (var i = lane; i < T * T; i += ${SUBGROUP}u) {
         let at_row = first_row + row_part + ${r * T}u + i / T;
         let at_column = first_column + column_part + ${c * T}u + i % T;
@@ -132,7 +183,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             out[at] = $OUT(value);
         }
     }
-    workgroupBarrier();
+    subgroupBarrier();
+#end
 #end
 #end
 }

@@ -8,6 +8,7 @@ mod memory;
 mod pipeline;
 mod rows;
 mod sample;
+mod spirv;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -214,10 +215,10 @@ impl Device for GpuDevice {
         forced: Option<&str>,
     ) -> Result<AttentionPlan> {
         params.validate()?;
-        let rows = attention::tile_rows(&self.context.abilities, params);
-        let tiling = Tiling { rows: rows[0], join_heads: false };
+        let tiles = attention::tiles(&self.context.abilities, params);
+        let tiling = Tiling { rows: tiles[0].rows, join_heads: false };
         let mut plan = partition(params, layout, &self.policy, forced, tiling)?;
-        attention::reside(&self.context, &mut plan, rows)?;
+        attention::reside(&self.context, &mut plan, tiles)?;
         Ok(plan)
     }
 
@@ -253,6 +254,10 @@ impl Device for GpuDevice {
     ) -> Result<()> {
         let partial = self.scratch.lock(&self.context, plan.workspace as u64 * 4)?;
         attention::attention(&self.context, partial.buffer(), plan, (q, kv), (out, lse.as_deref()))
+    }
+
+    fn linear_input(&self, weights: DType, in_features: usize) -> DType {
+        linear::input(&self.context.abilities, weights, in_features)
     }
 
     fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -291,6 +296,22 @@ impl Device for GpuDevice {
     fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
         checks::silu_mul(gate_up, out)?;
         self.context.silu_mul(gate_up, out)
+    }
+
+    fn linear_silu_mul(
+        &self,
+        weight: &Linear,
+        x: &Tensor,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::linear(weight, x, gate_up)?;
+        checks::silu_mul(gate_up, out)?;
+        if linear::gated(&self.context, &self.halves, weight, x, out)?.is_some() {
+            return Ok(());
+        }
+        self.linear(weight, x, gate_up)?;
+        self.silu_mul(gate_up, out)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::memory::GpuBuffer;
-use super::template;
+use super::spirv::{self, SubgroupBarrier};
+use super::{context, template};
 
 /// What a kernel is made of: a template and the words it is specialised with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,17 +51,26 @@ pub(super) struct Pipelines {
     compiled: Mutex<HashMap<Specialisation, Arc<Pipeline>>>,
     groups: Mutex<HashMap<(usize, Vec<wgpu::Buffer>), wgpu::BindGroup>>,
     cache: Option<wgpu::PipelineCache>,
+    /// How barriers are translated, where the device takes SPIR-V as it is.
+    spirv: Option<SubgroupBarrier>,
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, _info: &wgpu::AdapterInfo, can_cache: bool) -> Self {
-        let cache = can_cache.then(|| {
+    pub(super) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo) -> Self {
+        let features = device.features();
+        let takes_spirv =
+            info.backend == wgpu::Backend::Vulkan && features.contains(wgpu::Features::PASSTHROUGH_SHADERS);
+        let spirv = takes_spirv.then_some(match context::is_software(info) {
+            true => SubgroupBarrier::Orders,
+            false => SubgroupBarrier::Waits,
+        });
+        let cache = features.contains(wgpu::Features::PIPELINE_CACHE).then(|| {
             let descriptor =
                 wgpu::PipelineCacheDescriptor { label: Some("tilewise"), data: None, fallback: true };
             // SAFETY: no data of unknown origin is handed in.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
-        Self { compiled: Mutex::default(), groups: Mutex::default(), cache }
+        Self { compiled: Mutex::default(), groups: Mutex::default(), cache, spirv }
     }
 
     /// The kernel, compiled at its first use.
@@ -76,14 +86,7 @@ impl Pipelines {
 
     fn compile(&self, device: &wgpu::Device, kernel: &Specialisation, id: usize) -> Pipeline {
         let text = kernel.expand();
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.name),
-            source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
-        };
-        // SAFETY: kernels index within what the host has checked before each launch, and their loops end.
-        let module = unsafe {
-            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-        };
+        let module = self.module(device, kernel, &text);
         let interface = template::interface(&text);
         let entries: Vec<wgpu::BindGroupLayoutEntry> = interface
             .bindings
@@ -120,6 +123,38 @@ impl Pipelines {
             cache: self.cache.as_ref(),
         });
         Pipeline { pipeline, layout, id }
+    }
+
+    /// A kernel's text as the device takes it.
+    ///
+    /// Kernels with matrices hand workgroup memory on within a subgroup: the translation to SPIR-V that wgpu makes does
+    /// not order it.
+    fn module(&self, device: &wgpu::Device, kernel: &Specialisation, text: &str) -> wgpu::ShaderModule {
+        if let Some(barrier) = self.spirv
+            && text.contains("coop_mat")
+        {
+            let translation =
+                spirv::translate(text, barrier).unwrap_or_else(|why| panic!("kernel {}: {why}", kernel.name));
+            let limit = device.limits().max_compute_workgroup_storage_size;
+            let bytes = translation.workgroup_memory;
+            assert!(bytes <= limit, "kernel {}: {bytes} bytes of workgroup memory, not {limit}", kernel.name);
+            let [x, y, z] = translation.workgroup_size;
+            let entry = wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (x, y, z) };
+            let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
+                label: Some(kernel.name),
+                entry_points: vec![entry].into(),
+                spirv: Some(translation.words.into()),
+                ..Default::default()
+            };
+            // SAFETY: the words are the compiler's own, of a text that it has validated, and as below.
+            return unsafe { device.create_shader_module_passthrough(descriptor) };
+        }
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        };
+        // SAFETY: kernels index within what the host has checked before each launch, and their loops end.
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
     }
 
     /// The bind group of a kernel and its buffers.

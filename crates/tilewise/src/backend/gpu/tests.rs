@@ -7,7 +7,9 @@ use naga::back::msl;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{ValidationFlags, Validator};
 
+use super::context::Abilities;
 use super::pipeline::Specialisation;
+use super::spirv::{SubgroupBarrier, translate};
 use super::{attention, ceilings, linear, rows, sample, template};
 
 /// Bytes of threadgroup memory on every Apple GPU.
@@ -16,10 +18,27 @@ const THREADGROUP_MEMORY: u32 = 32 << 10;
 /// The slot of the kernel's arguments; bindings are below it.
 const ARGUMENTS: u8 = 20;
 
+/// What an Apple GPU can do.
+const APPLE: Abilities = Abilities {
+    matrix_tile: Some(8),
+    subgroup: Some(32),
+    vector_tiles: false,
+    workgroup_memory: THREADGROUP_MEMORY,
+    binding: 1 << 30,
+};
+
+/// What an NVIDIA GPU can do by Vulkan.
+const NVIDIA: Abilities =
+    Abilities { matrix_tile: Some(16), vector_tiles: true, workgroup_memory: 48 << 10, ..APPLE };
+
 /// Kernels as they are launched; each module that launches some lists its own.
+fn samples_of(abilities: &Abilities) -> Vec<Specialisation> {
+    let of_device = [linear::samples(abilities), attention::samples(abilities)].concat();
+    [rows::samples(), of_device, sample::samples(), ceilings::samples()].concat()
+}
+
 fn samples() -> Vec<Specialisation> {
-    [rows::samples(), linear::samples(), attention::samples(), sample::samples(), ceilings::samples()]
-        .concat()
+    samples_of(&APPLE)
 }
 
 /// What naga makes of a kernel.
@@ -121,6 +140,27 @@ fn matrices_in_kernels_become_simdgroup_matrices() {
     }
     println!("{matrices} kernels with matrices, {others} without");
     assert!(others > 0);
+}
+
+#[test]
+fn every_kernel_with_matrices_becomes_spirv_that_fits_a_work_group() {
+    let mut most = 0;
+    for abilities in [APPLE, NVIDIA] {
+        for kernel in samples_of(&abilities) {
+            let text = kernel.expand();
+            if !text.contains("coop_mat") {
+                continue;
+            }
+            let what = format!("{} {:?}", kernel.name, kernel.values);
+            let translation =
+                translate(&text, SubgroupBarrier::Waits).unwrap_or_else(|why| panic!("{what}: {why}"));
+            let bytes = translation.workgroup_memory;
+            assert!(bytes <= abilities.workgroup_memory, "{what}: {bytes} bytes of workgroup memory");
+            most = most.max(bytes);
+        }
+    }
+    println!("the most workgroup memory of a kernel: {most} bytes");
+    assert!(most > THREADGROUP_MEMORY);
 }
 
 /// What a second compiler, Dawn's, says of a text; `None` where it is not installed.

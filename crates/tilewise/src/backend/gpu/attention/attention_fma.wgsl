@@ -66,6 +66,14 @@ fn k_at(i: u32) -> f32 { return k[i]; }
 fn v_at(i: u32) -> f32 { return v[i]; }
 #end
 
+#if PAGED
+fn key_place(sequence: Sequence, item: Item, key: u32) -> u32 { return key_start(item, page_of(sequence, key), key); }
+fn value_place(sequence: Sequence, item: Item, key: u32) -> u32 { return value_start(item, page_of(sequence, key), key); }
+#else
+fn key_place(sequence: Sequence, item: Item, key: u32) -> u32 { return k_begin(sequence, item) + key * args.k_token; }
+fn value_place(sequence: Sequence, item: Item, key: u32) -> u32 { return v_begin(sequence, item) + key * args.v_token; }
+#end
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
@@ -113,7 +121,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
                 let d = slice + i % SLICE;
                 var value = 0.0;
                 if key < item.key_end && d < D {
-                    value = k_at(key_start(sequence, item, key) + d);
+                    value = k_at(key_place(sequence, item, key) + d);
                 }
                 k_tile[i / SLICE * 33u + i % SLICE] = value;
             }
@@ -172,7 +180,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #end
         let last = min(item.key_end, block + BLOCK);
         for (var at = max(block, item.key_begin); at < last; at++) {
-            let value = value_start(sequence, item, at);
+            let value = value_place(sequence, item, at);
 #for a in 0..PAIRS
             {
                 let pair = thread + ${a * 128}u;

@@ -1,26 +1,27 @@
 // Attention on matrix units: f16 queries, keys, values and weights, f32 scores and sums. Prefill and split-KV decode
 // are this body with other numbers of subgroups.
 //
-// A work group has ROW_TILES tiles of T rows (queries times the heads that share a KV head) of one sequence; SPLIT
-// subgroups share a tile and divide the columns of its output. Keys are taken in chunks of CHUNK and steps of KEYS at
-// multiples of these. Scores of a step go to workgroup memory, where LANES lanes have each row; weights come back as
-// f16. A row's maximum moves only when a step exceeds it by more than 2^8: outputs stay in registers meanwhile.
+// A subgroup has R tiles of T rows (queries times the heads that share a KV head) of one sequence: each key and value
+// that it reads from workgroup memory serves all of them. SPLIT subgroups share the same rows and divide the columns of
+// their output. Keys are taken in chunks of CHUNK, which are merged, and fetched in steps of KEYS while those of the step
+// before are at work. A subgroup looks at LOOK of them at a time, and not at those that none of its rows sees: scores of
+// a tile go through workgroup memory to LANES lanes per row, and weights come back as f16. This concerns the subgroup
+// alone, whose barrier orders its own memory. A row's maximum moves only when a look exceeds it by more than 2^8: outputs
+// stay in registers meanwhile.
 //
-// A barrier of a subgroup would do where a subgroup hands scores and weights to itself, but its translation orders no
-// workgroup memory: bits then differed between runs of other shapes.
-//
-// `for (var once = ..)` is `if`, of a condition that is the same for the work group but is not seen to be.
+// `for (var once = ..)` is `if`, of a condition that is the same for the subgroup but is not seen to be.
 
 const T = ${T}u;
 const KEYS = ${KEYS}u;
+const LOOK = ${LOOK}u;
 const THREADS = ${THREADS}u;
 const D = ${D}u;
 const DV = ${DV}u;
 // Rows have 16 bytes of padding: no two rows of a tile begin in one bank.
 const K_ROW = ${K_ROW}u;
 const V_ROW = ${V_ROW}u;
-const S_ROW = ${KEYS + 4}u;
-const P_ROW = ${KEYS + 8}u;
+const S_ROW = ${LOOK + 4}u;
+const P_ROW = ${LOOK + 8}u;
 const LANES = ${LANES}u;
 const NONE = -3.0e38;
 
@@ -60,24 +61,24 @@ var<immediate> args: Args;
 @group(0) @binding(3) var<storage, read> v: array<$KV>;
 @group(0) @binding(4) var<storage, read_write> out: array<$OUT>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
-@group(0) @binding(6) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(6) var<storage, read_write> partial: array<$PARTIAL>;
 
 // Tiles are arrays of vectors where a pointer to a vector may be given to matrix operations, else of scalars.
 #if WIDE
 var<workgroup> k_tile: array<vec4<f16>, ${KEYS * K_ROW / 4}>;
 var<workgroup> v_tile: array<vec4<f16>, ${KEYS * V_ROW / 4}>;
-var<workgroup> s_tile: array<vec2<f32>, ${SUBGROUPS * T * (KEYS + 4) / 2}>;
-var<workgroup> p_tile: array<vec2<f16>, ${SUBGROUPS * T * (KEYS + 8) / 2}>;
+var<workgroup> s_tile: array<vec$F<f32>, ${SUBGROUPS * T * (LOOK + 4) / F}>;
+var<workgroup> p_tile: array<vec$F<f16>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
 fn k_put(at: u32, value: vec4<f16>) { k_tile[at / 4u] = value; }
 fn v_put(at: u32, value: vec4<f16>) { v_tile[at / 4u] = value; }
-fn s_get(at: u32) -> vec2<f32> { return s_tile[at / 2u]; }
-fn s_put(at: u32, value: vec2<f32>) { s_tile[at / 2u] = value; }
-fn p_put(at: u32, value: vec2<f16>) { p_tile[at / 2u] = value; }
+fn s_get(at: u32) -> vec$F<f32> { return s_tile[at / ${F}u]; }
+fn s_put(at: u32, value: vec$F<f32>) { s_tile[at / ${F}u] = value; }
+fn p_put(at: u32, value: vec$F<f16>) { p_tile[at / ${F}u] = value; }
 #else
 var<workgroup> k_tile: array<f16, ${KEYS * K_ROW}>;
 var<workgroup> v_tile: array<f16, ${KEYS * V_ROW}>;
-var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (KEYS + 4)}>;
-var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (KEYS + 8)}>;
+var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (LOOK + 4)}>;
+var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (LOOK + 8)}>;
 fn k_put(at: u32, value: vec4<f16>) {
 #for c in 0..4
     k_tile[at + ${c}u] = value[$c];
@@ -88,188 +89,247 @@ fn v_put(at: u32, value: vec4<f16>) {
     v_tile[at + ${c}u] = value[$c];
 #end
 }
-fn s_get(at: u32) -> vec2<f32> { return vec2<f32>(s_tile[at], s_tile[at + 1u]); }
-fn s_put(at: u32, value: vec2<f32>) {
-    s_tile[at] = value.x;
-    s_tile[at + 1u] = value.y;
+fn s_get(at: u32) -> vec$F<f32> {
+    var value = vec$F<f32>();
+#for c in 0..F
+    value[$c] = s_tile[at + ${c}u];
+#end
+    return value;
 }
-fn p_put(at: u32, value: vec2<f16>) {
-    p_tile[at] = value.x;
-    p_tile[at + 1u] = value.y;
+fn s_put(at: u32, value: vec$F<f32>) {
+#for c in 0..F
+    s_tile[at + ${c}u] = value[$c];
+#end
+}
+fn p_put(at: u32, value: vec$F<f16>) {
+#for c in 0..F
+    p_tile[at + ${c}u] = value[$c];
+#end
 }
 #end
-// One more than the step in which a maximum moved.
-var<workgroup> moved: vec4<u32>;
+#if F == 4
+fn largest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
+fn total(x: vec4<f32>) -> f32 { return (x.x + x.y) + (x.z + x.w); }
+#else
+fn largest(x: vec2<f32>) -> f32 { return max(x.x, x.y); }
+fn total(x: vec2<f32>) -> f32 { return x.x + x.y; }
+#end
 // One more than the step in which a key's value was found not to be finite.
-var<workgroup> bad: array<vec4<u32>, ${KEYS}>;
+var<workgroup> bad: array<u32, ${KEYS}>;
 
-// Four elements from memory.
+// Eight elements of memory, in pairs.
+#if ALIGNED
+fn k_eight(at: u32) -> vec4<u32> { return k[at / 8u]; }
+fn v_eight(at: u32) -> vec4<u32> { return v[at / 8u]; }
+#else
+fn eight(low: vec4<u32>, last: u32, odd: bool) -> vec4<u32> {
+    return select(low, (low >> vec4<u32>(16u)) | (vec4<u32>(low.yzw, last) << vec4<u32>(16u)), odd);
+}
+fn k_eight(at: u32) -> vec4<u32> {
+    let word = at / 2u;
+    return eight(vec4<u32>(k[word], k[word + 1u], k[word + 2u], k[word + 3u]), k[word + at % 2u * 4u], at % 2u == 1u);
+}
+fn v_eight(at: u32) -> vec4<u32> {
+    let word = at / 2u;
+    return eight(vec4<u32>(v[word], v[word + 1u], v[word + 2u], v[word + 3u]), v[word + at % 2u * 4u], at % 2u == 1u);
+}
+#end
+fn four(low: u32, high: u32) -> vec4<f16> {
 #if KV_F16
-#if ALIGNED
-fn k_four(at: u32) -> vec4<f16> { return k[at / 4u]; }
-fn v_four(at: u32) -> vec4<f16> { return v[at / 4u]; }
+    return vec4<f16>(vec4<f32>(unpack2x16float(low), unpack2x16float(high)));
 #else
-fn halves(low: u32, middle: u32, high: u32, odd: bool) -> vec4<f16> {
-    let first = select(low, (low >> 16u) | (middle << 16u), odd);
-    let second = select(middle, (middle >> 16u) | (high << 16u), odd);
-    return vec4<f16>(vec4<f32>(unpack2x16float(first), unpack2x16float(second)));
-}
+    return vec4<f16>(bitcast<vec4<f32>>(vec4<u32>(low << 16u, low & 0xffff0000u, high << 16u, high & 0xffff0000u)));
 #end
-#else
-fn halves(low: u32, middle: u32, high: u32, odd: bool) -> vec4<f16> {
-    let first = select(low, (low >> 16u) | (middle << 16u), odd);
-    let second = select(middle, (middle >> 16u) | (high << 16u), odd);
-    return vec4<f16>(bitcast<vec4<f32>>(vec4<u32>(first << 16u, first & 0xffff0000u, second << 16u, second & 0xffff0000u)));
 }
-#if ALIGNED
-fn k_four(at: u32) -> vec4<f16> {
-    let words = k[at / 4u];
-    return halves(words.x, words.y, 0u, false);
-}
-fn v_four(at: u32) -> vec4<f16> {
-    let words = v[at / 4u];
-    return halves(words.x, words.y, 0u, false);
-}
-#end
-#end
-#if ALIGNED
-#else
-fn k_four(at: u32) -> vec4<f16> {
-    let word = at / 2u;
-    return halves(k[word], k[word + 1u], k[word + at % 2u * 2u], at % 2u == 1u);
-}
-fn v_four(at: u32) -> vec4<f16> {
-    let word = at / 2u;
-    return halves(v[word], v[word + 1u], v[word + at % 2u * 2u], at % 2u == 1u);
-}
-#end
 fn not_finite(values: vec4<f16>) -> bool {
     let exponents = bitcast<vec4<u32>>(vec4<f32>(values)) & vec4<u32>(0x7f800000u);
     return any(exponents == vec4<u32>(0x7f800000u));
 }
 
-// Four elements a thread, and again: from memory to registers, and from there to the tiles. There is no branch around
+// Eight elements a thread, and again: from memory to registers, and from there to the tiles. There is no branch around
 // a load, so that it can be waited for late: places beyond the end repeat what is there, with weights of zero.
-#block load_keys
+// The page of a key is looked up a step before.
+#block load
 #for i in 0..K_LOADS
     {
-        let four = thread + ${i * THREADS}u;
-        let key = min(next + four / ${DT * T / 4}u, last_key);
-        let column = min(four % ${DT * T / 4}u * 4u, D - 4u);
-        k_next_$i = k_four(key_start(sequence, item, key) + column);
+        let place = thread + ${i * THREADS}u;
+        let key = min(next + place / ${DT * T / 8}u, last_key);
+        let column = min(place % ${DT * T / 8}u * 8u, D - 8u);
+#if PAGED
+        k_next_$i = k_eight(key_start(item, k_page_$i, key) + column);
+        k_page_$i = page_of(sequence, min(next + KEYS + place / ${DT * T / 8}u, last_key));
+#else
+        k_next_$i = k_eight(k_first + key * args.k_token + column);
+#end
+    }
+#end
+#for i in 0..V_LOADS
+    {
+        let place = thread + ${i * THREADS}u;
+        let key = min(next + place / ${VT * SPLIT * T / 8}u, last_key);
+        let column = min(place % ${VT * SPLIT * T / 8}u * 8u, DV - 8u);
+#if PAGED
+        v_next_$i = v_eight(value_start(item, v_page_$i, key) + column);
+        v_page_$i = page_of(sequence, min(next + KEYS + place / ${VT * SPLIT * T / 8}u, last_key));
+#else
+        v_next_$i = v_eight(v_first + key * args.v_token + column);
+#end
     }
 #end
 #end
-#block store_keys
+#block store
 #for i in 0..K_LOADS
     {
-        let four = thread + ${i * THREADS}u;
-        if four < ${KEYS * (DT * T / 4)}u {
-            k_put(four / ${DT * T / 4}u * K_ROW + four % ${DT * T / 4}u * 4u, k_next_$i);
+        let place = thread + ${i * THREADS}u;
+        if place < ${KEYS * (DT * T / 8)}u {
+            let at = place / ${DT * T / 8}u * K_ROW + place % ${DT * T / 8}u * 8u;
+            k_put(at, four(k_next_$i.x, k_next_$i.y));
+            k_put(at + 4u, four(k_next_$i.z, k_next_$i.w));
         }
     }
 #end
-#end
-#block load_values
 #for i in 0..V_LOADS
     {
-        let four = thread + ${i * THREADS}u;
-        let key = min(next + four / ${VT * SPLIT * T / 4}u, last_key);
-        let column = min(four % ${VT * SPLIT * T / 4}u * 4u, DV - 4u);
-        v_next_$i = v_four(value_start(sequence, item, key) + column);
+        let place = thread + ${i * THREADS}u;
+        if place < ${KEYS * (VT * SPLIT * T / 8)}u {
+            let at = place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u;
+            v_put(at, four(v_next_$i.x, v_next_$i.y));
+            v_put(at + 4u, four(v_next_$i.z, v_next_$i.w));
+        }
     }
 #end
-#end
-#block store_values
+    if next < full.x || next + KEYS > full.y {
 #for i in 0..V_LOADS
-    {
-        let four = thread + ${i * THREADS}u;
-        if four < ${KEYS * (VT * SPLIT * T / 4)}u {
-        if edge && not_finite(v_next_$i) {
-            v_next_$i = vec4<f16>();
-            bad[four / ${VT * SPLIT * T / 4}u] = vec4<u32>(block + 1u);
+        {
+            let place = thread + ${i * THREADS}u;
+            let low = four(v_next_$i.x, v_next_$i.y);
+            let high = four(v_next_$i.z, v_next_$i.w);
+            if place < ${KEYS * (VT * SPLIT * T / 8)}u && (not_finite(low) || not_finite(high)) {
+                let at = place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u;
+                v_put(at, vec4<f16>());
+                v_put(at + 4u, vec4<f16>());
+                bad[place / ${VT * SPLIT * T / 8}u] = next + 1u;
+            }
         }
-            v_put(four / ${VT * SPLIT * T / 4}u * V_ROW + four % ${VT * SPLIT * T / 4}u * 4u, v_next_$i);
-        }
+#end
     }
 #end
+
+// Scores of the keys from `begin`, weights of this lane's rows, and outputs.
+#block look
+#for r in 0..R
+#for n in 0..LOOK / T
+    var s_${r}_$n = coop_mat${T}x${T}<f32, C>();
 #end
-// Scores of the step at `block`, and the weights of this lane's row.
-#block weigh
-    keep = 1.0;
-    {
-#for n in 0..KEYS / T
-        var s_$n = coop_mat${T}x${T}<f32, C>();
 #end
 #for d in 0..DT
-#for n in 0..KEYS / T
-        {
-            let at = ${(n * T * K_ROW + d * T) / KW}u;
-            let key = coopLoad<coop_mat${T}x${T}<f16, B>>(&k_tile[at], ${K_ROW / KW}u);
-            s_$n = coopMultiplyAdd(q_$d, key, s_$n);
+#for n in 0..LOOK / T
+    {
+        let at = ${((l * LOOK + n * T) * K_ROW + d * T) / KW}u;
+        let key = coopLoad<coop_mat${T}x${T}<f16, B>>(&k_tile[at], ${K_ROW / KW}u);
+#for r in 0..R
+        s_${r}_$n = coopMultiplyAdd(q_${r}_$d, key, s_${r}_$n);
+#end
+    }
+#end
+#end
+#for r in 0..R
+    var keep_$r = 1.0;
+#for n in 0..LOOK / T
+    let s_${r}_${n}_at = (s_base + ${n * T}u) / ${SW}u;
+    coopStoreT(s_${r}_$n, &s_tile[s_${r}_${n}_at], ${(LOOK + 4) / SW}u);
+#end
+    subgroupBarrier();
+    {
+#for j in 0..LOOK / F / LANES
+        var x_$j = s_get(s_own + ${j * F}u);
+#end
+        if begin < all_see.x || begin + LOOK > all_see.y {
+            // Keys from the first that this lane's row sees; others have larger numbers than `span`.
+            let seen = row_sees(sequence, item, row_$r);
+            let distance = begin + part * ${LOOK / LANES}u - seen.x;
+            let span = seen.y - seen.x;
+#for j in 0..LOOK / F / LANES
+#for c in 0..F
+            x_$j[$c] = select(NONE, x_$j[$c], distance + ${j * F + c}u < span);
+#end
+#end
         }
-#end
-#end
-#for n in 0..KEYS / T
-        let s_${n}_at = (s_base + ${n * T}u) / ${SW}u;
-        coopStoreT(s_$n, &s_tile[s_${n}_at], ${(KEYS + 4) / SW}u);
-#end
-        workgroupBarrier();
-        // Keys from the first that this lane's row sees; others have larger numbers than `span`.
-        let distance = block + part * 2u - seen.x;
-#for j in 0..KEYS / 2 / LANES
-        let in_$j = vec2<bool>(distance + ${j * LANES * 2}u < span, distance + ${j * LANES * 2 + 1}u < span);
-        let x_$j = select(vec2<f32>(NONE), s_get(s_own + ${j * LANES * 2}u), in_$j);
-#end
-        var top = max(x_0.x, x_0.y);
-#for j in 1..KEYS / 2 / LANES
-        top = max(top, max(x_${j}.x, x_${j}.y));
+        var top = largest(x_0);
+#for j in 1..LOOK / F / LANES
+        top = max(top, largest(x_$j));
 #end
 #for i in 0..LOG_LANES
         top = max(top, subgroupShuffleXor(top, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u));
 #end
-        if top > NONE && (row_max == NONE || top > row_max + 8.0) {
-            keep = select(exp2(row_max - top), 0.0, row_max == NONE);
+        if top > row_max_$r + 8.0 {
             // The first maximum of a chunk finds no outputs to move.
-            if row_max != NONE {
-                moved = vec4<u32>(block + 1u);
-            }
-            row_max = top;
+            keep_$r = select(exp2(row_max_$r - top), 1.0, row_max_$r == NONE);
+            row_max_$r = top;
         }
-        row_sum *= keep;
-#for j in 0..KEYS / 2 / LANES
+        // A row that has seen no key has weights of zero.
+        let shift = select(row_max_$r, 0.0, row_max_$r == NONE);
+        var sum = vec$F<f32>();
+#for j in 0..LOOK / F / LANES
+        x_$j = exp2(x_$j - shift);
+        sum += x_$j;
+        p_put(p_own + ${j * F}u, vec$F<f16>(x_$j));
+#end
+        row_sum_$r = fma(row_sum_$r, keep_$r, total(sum));
+    }
+    subgroupBarrier();
+#for n in 0..LOOK / T
+    let p_${r}_${n}_at = (p_base + ${n * T}u) / ${SW}u;
+    let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[p_${r}_${n}_at], ${(LOOK + 8) / SW}u);
+#end
+#end
+    if begin < full.x || begin + LOOK > full.y {
+#for r in 0..R
+        let seen_$r = row_sees(sequence, item, row_$r);
+        for (var key = max(begin, seen_$r.x); key < min(begin + LOOK, seen_$r.y); key++) {
+            if bad[key % KEYS] == block + 1u {
+                row_sum_$r = bitcast<f32>(0x7fc00000u + part);
+            }
+        }
+#end
+    }
+    // Outputs of rows whose maximum has moved go once through workgroup memory.
+#for r in 0..R
+    for (var moved = subgroupAny(keep_$r != 1.0); moved; moved = false) {
+#for t in 0..VT
         {
-            let weight = select(vec2<f32>(), exp2(x_$j - row_max), in_$j);
-            row_sum += weight.x + weight.y;
-            p_put(p_own + ${j * LANES * 2}u, vec2<f16>(weight));
+            let at = s_base / ${SW}u;
+            coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 4) / SW}u);
+            subgroupBarrier();
+#for j in 0..T / F / LANES
+            s_put(o_own + ${j * F}u, s_get(o_own + ${j * F}u) * keep_$r);
+#end
+            subgroupBarrier();
+            o_${r}_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(LOOK + 4) / SW}u);
+            subgroupBarrier();
         }
 #end
-        workgroupBarrier();
-    }
-    // All have used the keys, and the values have arrived.
-    workgroupBarrier();
-#use store_keys
-    {
-        let next = block + KEYS;
-#use load_values
-    }
-    if block < full.x || block + KEYS > full.y {
-        for (var key = max(block, seen.x); key < min(block + KEYS, seen.y); key++) {
-            if bad[key % KEYS].x == block + 1u {
-                row_sum = bitcast<f32>(0x7fc00000u + part);
-            }
-        }
     }
 #end
-// The values of the step at `block` to their tile, and the keys of the next to registers.
-#block begin
+#for n in 0..LOOK / T
+#for t in 0..VT
     {
-        let edge = block < full.x || block + KEYS > full.y;
-#use store_values
-        let next = block + KEYS;
-#use load_keys
+        let at = (${(l * LOOK + n * T) * V_ROW + t * T}u + split * ${VT * T}u) / ${KW}u;
+        let value = coopLoadT<coop_mat${T}x${T}<f16, B>>(&v_tile[at], ${V_ROW / KW}u);
+#for r in 0..R
+        o_${r}_$t = coopMultiplyAdd(p_${r}_$n, value, o_${r}_$t);
+#end
     }
 #end
+#end
+#end
+
+// The keys from x to before y are those of an item that one of its rows sees; none where there is no such row.
+fn row_sees(sequence: Sequence, item: Item, row: u32) -> vec2<u32> {
+    let seen = visible(sequence, item, row);
+    let own = vec2<u32>(max(seen.x, item.key_begin), min(seen.y, item.key_end));
+    return select(vec2<u32>(), own, item.row_begin + row < item.row_end && own.x < own.y);
+}
 
 @compute @workgroup_size($THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -289,205 +349,237 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let split = subgroup % ${SPLIT}u;
     let s_base = subgroup * T * S_ROW;
     let p_base = subgroup * T * P_ROW;
-    // This lane's row of its subgroup's tile, and its share of the row's columns: pairs part, part + LANES, ..
+    // This lane's row of each of its subgroup's tiles, and its share of the row's columns.
     let own = lane / LANES;
     let part = lane % LANES;
-    let row = subgroup / ${SPLIT}u * T + own;
-    let s_own = s_base + own * S_ROW + part * 2u;
-    let p_own = p_base + own * P_ROW + part * 2u;
-    let valid = item.row_begin + row < item.row_end;
-    var seen = visible(sequence, item, row);
-    seen = vec2<u32>(max(seen.x, item.key_begin), min(seen.y, item.key_end));
-    if !valid || seen.y < seen.x {
-        seen = vec2<u32>(0u, 0u);
-    }
-    let span = seen.y - seen.x;
-    // Steps outside of what all rows see need care: a value that is not finite must not reach a row by a zero weight.
-    let first_seen = visible(sequence, item, 0u);
-    let last_seen = visible(sequence, item, item.row_end - item.row_begin - 1u);
-    let full = vec2<u32>(max(last_seen.x, item.key_begin), min(first_seen.y, item.key_end));
+    let s_own = s_base + own * S_ROW + part * ${LOOK / LANES}u;
+    let p_own = p_base + own * P_ROW + part * ${LOOK / LANES}u;
+    let o_own = s_base + own * S_ROW + part * ${T / LANES}u;
+    let first_row = subgroup / ${SPLIT}u * ${R * T}u;
+    let last_row = item.row_end - item.row_begin - 1u;
+#for r in 0..R
+    let row_$r = first_row + ${r * T}u + own;
+#end
+    // The keys that all rows see, and those that one does: of this subgroup, and of the work group. Steps outside of the
+    // former need care: a value that is not finite must not reach a row by a zero weight.
+    let own_first = visible(sequence, item, min(first_row, last_row));
+    let own_last = visible(sequence, item, min(first_row + ${R * T - 1}u, last_row));
+    let all_see = vec2<u32>(max(own_last.x, item.key_begin), min(own_first.y, item.key_end));
+    let any_see = vec2<u32>(max(own_first.x, item.key_begin), min(own_last.y, item.key_end));
+    let group_first = visible(sequence, item, 0u);
+    let group_last = visible(sequence, item, last_row);
+    let full = vec2<u32>(max(group_last.x, item.key_begin), min(group_first.y, item.key_end));
 
     // Queries, scaled, through the weights' place to registers.
-#for s in 0..(DT * T + KEYS - 1) / KEYS
-    for (var j = 0u; j < ${KEYS / 2 / LANES}u; j++) {
-        let column = ${s * KEYS}u + (j * LANES + part) * 2u;
-        var pair = vec2<f32>();
-        if valid && column < D {
-            let at = q_start(sequence, item, item.row_begin + row) + column;
-            pair = vec2<f32>(q_at(at), q_at(at + 1u)) * args.scale;
+#for r in 0..R
+#for s in 0..(DT * T + LOOK - 1) / LOOK
+    for (var j = 0u; j < ${LOOK / LANES}u; j += ${F}u) {
+        let column = ${s * LOOK}u + part * ${LOOK / LANES}u + j;
+        var x = vec$F<f32>();
+        if row_$r <= last_row && column < D {
+            let at = q_start(sequence, item, item.row_begin + row_$r) + column;
+#for c in 0..F
+            x[$c] = q_at(at + ${c}u) * args.scale;
+#end
         }
-        p_put(p_own + j * LANES * 2u, vec2<f16>(pair));
+        p_put(p_own + j, vec$F<f16>(x));
     }
-    workgroupBarrier();
-#for t in 0..KEYS / T
-#if s * (KEYS / T) + t < DT
-    let q_${s * (KEYS / T) + t}_at = (p_base + ${t * T}u) / ${SW}u;
-    let q_${s * (KEYS / T) + t} = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[q_${s * (KEYS / T) + t}_at], ${(KEYS + 8) / SW}u);
+    subgroupBarrier();
+#for t in 0..LOOK / T
+#if s * (LOOK / T) + t < DT
+    let q_${r}_${s * (LOOK / T) + t}_at = (p_base + ${t * T}u) / ${SW}u;
+    let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[q_${r}_${s * (LOOK / T) + t}_at], ${(LOOK + 8) / SW}u);
 #end
 #end
-    workgroupBarrier();
+    subgroupBarrier();
+#end
 #end
 
-    var row_max = NONE;
-    var row_sum = 0.0;
-#if MERGES
-    var all_max = NONE;
-    var all_sum = 0.0;
+#for r in 0..R
+    var row_max_$r = NONE;
+    var row_sum_$r = 0.0;
 #end
-    if thread < KEYS {
-        bad[thread] = vec4<u32>();
-    }
-    if thread == 0u {
-        moved = vec4<u32>();
+    for (var i = thread; i < KEYS; i += THREADS) {
+        bad[i] = 0u;
     }
     let first = item.key_begin / KEYS * KEYS;
     let last_key = max(item.key_end, 1u) - 1u;
-    // The keys and values of the first step.
 #for i in 0..K_LOADS
-    var k_next_$i = vec4<f16>();
+    var k_next_$i = vec4<u32>();
 #end
 #for i in 0..V_LOADS
-    var v_next_$i = vec4<f16>();
+    var v_next_$i = vec4<u32>();
 #end
+#if PAGED
+    // An item without keys has no pages.
+#for i in 0..K_LOADS
+    var k_page_$i = 0u;
     if item.key_end > 0u {
-        let next = first;
-#use load_keys
-#use load_values
+        k_page_$i = page_of(sequence, min(first + (thread + ${i * THREADS}u) / ${DT * T / 8}u, last_key));
     }
-#use store_keys
+#end
+#for i in 0..V_LOADS
+    var v_page_$i = 0u;
+    if item.key_end > 0u {
+        v_page_$i = page_of(sequence, min(first + (thread + ${i * THREADS}u) / ${VT * SPLIT * T / 8}u, last_key));
+    }
+#end
+#else
+    let k_first = k_begin(sequence, item);
+    let v_first = v_begin(sequence, item);
+#end
+    workgroupBarrier();
+    {
+        let next = first;
+        if item.key_end > 0u {
+#use load
+        }
+#use store
+    }
     workgroupBarrier();
 
     var block = first;
     var chunk_end = (first / CHUNK + 1u) * CHUNK;
     loop {
+#for r in 0..R
 #for t in 0..VT
-        var o_$t = coop_mat${T}x${T}<f32, C>();
+        var o_${r}_$t = coop_mat${T}x${T}<f32, C>();
+#end
 #end
         let last = min(chunk_end, item.key_end);
-        var keep = 1.0;
-        for (var once = block < last; once; once = false) {
-#use begin
-#use weigh
-        }
-        // Weights of the step at `block` are there. The inner loop goes on as long as no maximum moves, so that outputs
-        // stay where they are; then they go once through workgroup memory.
         loop {
             if block >= last {
                 break;
             }
-#for t in 0..VT
+            let next = block + KEYS;
+#use load
+#for l in 0..KEYS / LOOK
             {
-                let at = s_base / ${SW}u;
-                coopStoreT(o_$t, &s_tile[at], ${(KEYS + 4) / SW}u);
-                workgroupBarrier();
-#for j in 0..T / 2 / LANES
-                s_put(s_own + ${j * LANES * 2}u, s_get(s_own + ${j * LANES * 2}u) * keep);
-#end
-                workgroupBarrier();
-                o_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(KEYS + 4) / SW}u);
-                workgroupBarrier();
-            }
-#end
-            loop {
-#for n in 0..KEYS / T
-                let p_${n}_at = (p_base + ${n * T}u) / ${SW}u;
-                let p_$n = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[p_${n}_at], ${(KEYS + 8) / SW}u);
-#for t in 0..VT
-                {
-                    let at = (${n * T * V_ROW + t * T}u + split * ${VT * T}u) / ${KW}u;
-                    let value = coopLoadT<coop_mat${T}x${T}<f16, B>>(&v_tile[at], ${V_ROW / KW}u);
-                    o_$t = coopMultiplyAdd(p_$n, value, o_$t);
-                }
-#end
-#end
-                // All have used the values, and the next keys have arrived.
-                workgroupBarrier();
-                block += KEYS;
-                if block >= last {
-                    break;
-                }
-#use begin
-#use weigh
-                if moved.x == block + 1u {
-                    break;
+                let begin = block + ${l * LOOK}u;
+                for (var once = begin < any_see.y && begin + LOOK > any_see.x; once; once = false) {
+#use look
                 }
             }
+#end
+            // All have used the keys and values of this step.
+            workgroupBarrier();
+#use store
+            workgroupBarrier();
+            block += KEYS;
         }
 
         // The chunk's sum of all lanes of the row, and its outputs through workgroup memory to where they go.
-#for i in 0..LOG_LANES
-        row_sum += subgroupShuffleXor(row_sum, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u);
-#end
         let ended = chunk_end >= item.key_end;
 #if MERGES
         let begun = first / CHUNK == chunk_end / CHUNK - 1u;
-        let merged = merge(all_max, all_sum, row_max, row_sum);
-        all_max = merged.max;
-        all_sum = merged.sum;
-        let inverse = finish(all_sum);
-        let state = item.partial + row * DV;
-#else
-        let inverse = finish(row_sum);
-        let state = item.partial - 1u + row * (DV + 2u);
 #end
-        let place = out_row(sequence, item, min(item.row_begin + row, item.row_end - 1u));
-#for t in 0..VT
+#for r in 0..R
         {
-            let at = s_base / ${SW}u;
-            coopStoreT(o_$t, &s_tile[at], ${(KEYS + 4) / SW}u);
-        }
-        workgroupBarrier();
-#for j in 0..T / 2 / LANES
-        {
-            var pair = s_get(s_own + ${j * LANES * 2}u);
-            let column = split * ${VT * T}u + ${t * T + j * LANES * 2}u + part * 2u;
-            if valid && column < DV {
+            let valid = row_$r <= last_row;
+#for i in 0..LOG_LANES
+            row_sum_$r += subgroupShuffleXor(row_sum_$r, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u);
+#end
+#if MERGES
+            // What the thread carries from chunk to chunk is at places of its own.
+            let carried = item.partial / ${F}u + thread + ${r * (VT * T / F / LANES + 1) * THREADS}u;
+            var so_far = vec$F<f32>();
+            so_far.x = NONE;
+            if !begun {
+                so_far = partial[carried];
+            }
+            let merged = merge(so_far.x, so_far.y, row_max_$r, row_sum_$r);
+            let inverse = finish(merged.sum);
+#else
+            let inverse = finish(row_sum_$r);
+            let state = item.partial - 1u + row_$r * (DV + 2u);
+#end
+            let place = out_row(sequence, item, item.row_begin + min(row_$r, last_row));
+#for g in 0..(VT + 3) / 4
+#if MERGES
+            // Several at a time: their latency would add up.
+#for t in g * 4..g * 4 + 4
+#if t < VT
+#for j in 0..T / F / LANES
+            var was_${t}_$j = vec$F<f32>();
+            if !begun {
+                was_${t}_$j = partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u];
+            }
+#end
+#end
+#end
+#end
+#for t in g * 4..g * 4 + 4
+#if t < VT
+            {
+                let at = s_base / ${SW}u;
+                coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 4) / SW}u);
+            }
+            subgroupBarrier();
+#for j in 0..T / F / LANES
+            {
+                var x = s_get(o_own + ${j * F}u);
+                let column = split * ${VT * T}u + ${t * T + j * F}u + part * ${T / LANES}u;
 #if MERGES
                 if !begun {
-                    pair = merge_out(vec2<f32>(partial[state + column], partial[state + column + 1u]), merged.keep,
-                                     pair, merged.take);
+                    x = fma(x, vec$F<f32>(merged.take), was_${t}_$j * merged.keep);
                 }
-                if ended {
-                    store(place * (DV / 2u) + column / 2u, pair * inverse);
-                } else {
-                    partial[state + column] = pair.x;
-                    partial[state + column + 1u] = pair.y;
+                if !ended {
+                    partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u] = x;
+                } else if valid && column < DV {
+#for c in 0..F / 2
+                    store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
+#end
                 }
 #else
-                if item.partial != 0u {
-                    partial[state + column] = pair.x;
-                    partial[state + column + 1u] = pair.y;
-                } else {
-                    store(place * (DV / 2u) + column / 2u, pair * inverse);
+                if valid && column < DV {
+                    if item.partial != 0u {
+#for c in 0..F
+                        partial[state + column + ${c}u] = x[$c];
+#end
+                    } else {
+#for c in 0..F / 2
+                        store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
+#end
+                    }
                 }
 #end
             }
-        }
 #end
-        workgroupBarrier();
+            subgroupBarrier();
 #end
-        if ended {
-            if valid && split == 0u && part == 0u {
+#end
+#end
+#if MERGES
+            if !ended {
+                so_far.x = merged.max;
+                so_far.y = merged.sum;
+                partial[carried] = so_far;
+            }
+#end
+            if ended && valid && split == 0u && part == 0u {
 #if MERGES
 #if LSE
-                lse[place] = lse_of(all_max, all_sum);
+                lse[place] = lse_of(merged.max, merged.sum);
 #end
 #else
                 if item.partial != 0u {
-                    partial[state + DV] = row_max;
-                    partial[state + DV + 1u] = row_sum;
+                    partial[state + DV] = row_max_$r;
+                    partial[state + DV + 1u] = row_sum_$r;
                 }
 #if LSE
                 if item.partial == 0u {
-                    lse[place] = lse_of(row_max, row_sum);
+                    lse[place] = lse_of(row_max_$r, row_sum_$r);
                 }
 #end
 #end
             }
+            row_max_$r = NONE;
+            row_sum_$r = 0.0;
+        }
+#end
+        if ended {
             break;
         }
-        row_max = NONE;
-        row_sum = 0.0;
         chunk_end += CHUNK;
     }
 }

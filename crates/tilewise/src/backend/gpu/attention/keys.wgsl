@@ -9,22 +9,23 @@ fn q_start(sequence: Sequence, item: Item, row: u32) -> u32 {
     return args.q_offset + token + head * args.q_head;
 }
 
+// Where an item's keys and values start: elements before the first, or the page of a key.
 #if PAGED
-fn slot(sequence: Sequence, item: Item, key: u32) -> u32 {
-    let page = plan[args.pages_at + sequence.page_begin + key / ${PAGE}u];
+fn page_of(sequence: Sequence, key: u32) -> u32 {
+    return plan[args.pages_at + sequence.page_begin + key / ${PAGE}u];
+}
+fn slot(item: Item, page: u32, key: u32) -> u32 {
     return (page * args.heads + item.head - args.first_head) * ${PAGE}u + key % ${PAGE}u;
 }
-fn key_start(sequence: Sequence, item: Item, key: u32) -> u32 { return slot(sequence, item, key) * D; }
-fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 { return slot(sequence, item, key) * DV; }
+fn key_start(item: Item, page: u32, key: u32) -> u32 { return slot(item, page, key) * D; }
+fn value_start(item: Item, page: u32, key: u32) -> u32 { return slot(item, page, key) * DV; }
 #else
-fn key_start(sequence: Sequence, item: Item, key: u32) -> u32 {
-    let token = select(sequence.index * args.k_batch + key * args.k_token,
-                       (sequence.key_begin + key) * args.k_token, args.k_batch == 0xffffffffu);
+fn k_begin(sequence: Sequence, item: Item) -> u32 {
+    let token = select(sequence.index * args.k_batch, sequence.key_begin * args.k_token, args.k_batch == 0xffffffffu);
     return args.k_offset + token + item.head * args.k_head;
 }
-fn value_start(sequence: Sequence, item: Item, key: u32) -> u32 {
-    let token = select(sequence.index * args.v_batch + key * args.v_token,
-                       (sequence.key_begin + key) * args.v_token, args.v_batch == 0xffffffffu);
+fn v_begin(sequence: Sequence, item: Item) -> u32 {
+    let token = select(sequence.index * args.v_batch, sequence.key_begin * args.v_token, args.v_batch == 0xffffffffu);
     return args.v_offset + token + item.head * args.v_head;
 }
 #end

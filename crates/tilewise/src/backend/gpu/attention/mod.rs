@@ -14,8 +14,8 @@ use crate::{
     checks,
 };
 
-use self::resident::Resident;
 pub(super) use self::resident::reside;
+use self::resident::{Resident, Tile};
 pub(super) use self::rotate::append as append_rotated;
 use self::shape::MatrixShape;
 
@@ -59,10 +59,12 @@ impl Pages {
     }
 }
 
-/// Rows of a work group of each kernel.
-pub(super) fn tile_rows(abilities: &Abilities, params: &AttentionParams) -> [usize; KERNELS.len()] {
-    [Path::Prefill, Path::Decode]
-        .map(|path| MatrixShape::new(abilities, params, path).map_or(fma_rows(params), |shape| shape.rows()))
+/// The work groups of each kernel.
+pub(super) fn tiles(abilities: &Abilities, params: &AttentionParams) -> [Tile; KERNELS.len()] {
+    [Path::Prefill, Path::Decode].map(|path| match MatrixShape::new(abilities, params, path) {
+        None => Tile { rows: fma_rows(params), carried: 0 },
+        Some(shape) => Tile { rows: shape.rows(), carried: shape.carried(params.value_dim) },
+    })
 }
 
 /// Rows of a work group of the f32 kernel: its queries should take at most 8 KiB of workgroup memory.
@@ -199,7 +201,7 @@ impl Launcher<'_> {
         };
         let matrices = MatrixShape::new(&self.context.abilities, params, path);
         let kernel = match matrices {
-            Some(shape) => matrix_kernel(params, shape, stored, self.is_aligned()),
+            Some(shape) => matrix_kernel(params, shape, path, stored, self.is_aligned()),
             None => fma_kernel(params, stored),
         };
         let (q_type, q_words, q_f16) = words(params.q_dtype);
@@ -306,24 +308,28 @@ fn fma_kernel(params: &AttentionParams, stored: DType) -> Specialisation {
 fn matrix_kernel(
     params: &AttentionParams,
     shape: MatrixShape,
+    path: Path,
     stored: DType,
     aligned: bool,
 ) -> Specialisation {
     let (tile, keys, threads) = (shape.tile, shape.keys, shape.threads());
     let (key_tiles, value_tiles) =
         (params.head_dim.div_ceil(tile), params.value_dim.div_ceil(tile * shape.split));
-    let loads = |tiles: usize| (keys * tiles * tile / 4).div_ceil(threads);
+    let loads = |tiles: usize| (keys * tiles * tile / 8).div_ceil(threads);
     let lanes = shape.subgroup / tile;
-    let kv = match (aligned, stored) {
-        (true, DType::F16) => "vec4<f16>",
-        (true, _) => "vec2<u32>",
-        _ => "u32",
+    let vector = shape.vector();
+    let partial = match path {
+        Path::Prefill => format!("vec{vector}<f32>"),
+        Path::Decode => "f32".to_owned(),
     };
+    let width = |vector: usize| if shape.wide { vector } else { 1 };
     Specialisation::new("attention-matrix", MATRIX)
         .set("T", tile)
         .set("KEYS", keys)
+        .set("LOOK", shape.look)
         .set("THREADS", threads)
-        .set("SUBGROUPS", shape.row_tiles * shape.split)
+        .set("SUBGROUPS", shape.subgroups())
+        .set("R", shape.row_tiles)
         .set("SPLIT", shape.split)
         .set("LANES", lanes)
         .set("LOG_LANES", lanes.ilog2())
@@ -334,11 +340,13 @@ fn matrix_kernel(
         .set("K_ROW", key_tiles * tile + 8)
         .set("V_ROW", value_tiles * shape.split * tile + 8)
         .set("WIDE", u32::from(shape.wide))
-        .set("KW", if shape.wide { 4 } else { 1 })
-        .set("SW", if shape.wide { 2 } else { 1 })
+        .set("F", vector)
+        .set("PARTIAL", partial)
+        .set("KW", width(4))
+        .set("SW", width(vector))
         .set("K_LOADS", loads(key_tiles))
         .set("V_LOADS", loads(value_tiles * shape.split))
-        .set("KV", kv)
+        .set("KV", if aligned { "vec4<u32>" } else { "u32" })
         .set("ALIGNED", u32::from(aligned))
         .set("KV_WORDS", 0)
         .set("KV_F16", u32::from(stored == DType::F16))
@@ -378,16 +386,9 @@ fn mask(mask: Mask) -> (usize, usize, usize) {
     (flags, radius(left), radius(right))
 }
 
-/// Kernels as an Apple GPU launches them.
+/// Kernels as a GPU with these abilities launches them.
 #[cfg(test)]
-pub(super) fn samples() -> Vec<Specialisation> {
-    let abilities = Abilities {
-        matrix_tile: Some(8),
-        subgroup: Some(32),
-        vector_tiles: false,
-        workgroup_memory: 32 << 10,
-        binding: 1 << 30,
-    };
+pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
     let mut all = Vec::new();
     for (head_dim, value_dim) in [(64, 64), (128, 128), (72, 80), (256, 256), (512, 512)] {
         for (dtype, paged, aligned) in [
@@ -398,8 +399,8 @@ pub(super) fn samples() -> Vec<Specialisation> {
         ] {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
             for path in [Path::Prefill, Path::Decode] {
-                let kernel = match MatrixShape::new(&abilities, &params, path) {
-                    Some(shape) => matrix_kernel(&params, shape, dtype, aligned),
+                let kernel = match MatrixShape::new(abilities, &params, path) {
+                    Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),
                     None => fma_kernel(&params, dtype),
                 };
                 let kernel = kernel.set("Q", "f32").set("Q_WORDS", 0).set("Q_F16", 0);

@@ -34,11 +34,20 @@ pub(super) fn of(plan: &AttentionPlan) -> Result<&Resident> {
     found.ok_or_else(|| Error::shape("attention", "the plan was made by another device than the gpu"))
 }
 
-/// Copies a plan to the device; `rows` bounds the rows of a work group of each kernel.
+/// A work group of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Tile {
+    /// The most rows it takes.
+    pub rows: usize,
+    /// Elements of workspace that it needs from one chunk to the next.
+    pub carried: usize,
+}
+
+/// Copies a plan to the device, cut to the work groups of each kernel.
 pub(in super::super) fn reside(
     context: &Arc<Context>,
     plan: &mut AttentionPlan,
-    rows: [usize; KERNELS.len()],
+    tiles: [Tile; KERNELS.len()],
 ) -> Result<()> {
     let layout = &plan.layout;
     let mut words: Vec<u32> = Vec::new();
@@ -63,7 +72,7 @@ pub(in super::super) fn reside(
     for (kernel, range) in items.iter_mut().enumerate() {
         let start = end;
         for work in plan.work.iter().filter(|work| work.kernel == kernel) {
-            end += item_words(plan, work, rows[kernel], &mut workspace, &mut words);
+            end += item_words(plan, work, tiles[kernel], &mut workspace, &mut words);
         }
         *range = start..end;
     }
@@ -116,24 +125,25 @@ pub(in super::super) fn reside(
 
 /// Cuts a work item into tiles of rows; returns how many.
 ///
-/// A tile that finishes its rows over several chunks gets room for its outputs so far.
+/// A tile that finishes its rows over several chunks gets room for what it carries.
 fn item_words(
     plan: &AttentionPlan,
     work: &WorkItem,
-    rows: usize,
+    tile: Tile,
     workspace: &mut usize,
     words: &mut Vec<u32>,
 ) -> usize {
     let (group, state) = (plan.params.group_size(), plan.params.value_dim + 2);
     let all = work.queries.start * group..work.queries.end * group;
     let mut tiles = 0;
-    for begin in all.clone().step_by(rows) {
-        let end = all.end.min(begin + rows);
+    for begin in all.clone().step_by(tile.rows) {
+        let end = all.end.min(begin + tile.rows);
         // Items that are split over keys have all rows of their sequence: states are in their order.
         let mut partial = work.partial.map_or(0, |first| first + begin * state + 1);
         if work.partial.is_none() && work.keys.start / KV_CHUNK + 1 < work.keys.end.div_ceil(KV_CHUNK) {
-            partial = *workspace;
-            *workspace += rows * plan.params.value_dim;
+            // At vectors of four.
+            partial = workspace.next_multiple_of(4);
+            *workspace = partial + tile.carried;
         }
         words.extend([work.sequence, work.kv_heads.start, begin, end].map(|n| n as u32));
         words.extend([work.keys.start as u32, work.keys.end as u32, partial as u32, 0]);
