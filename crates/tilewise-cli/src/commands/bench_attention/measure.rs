@@ -32,6 +32,9 @@ const LONG: f64 = 1.0;
 const SAMPLE: f64 = 5e-3;
 const MOST_LAUNCHES: u32 = 1024;
 
+/// Seconds of work before a device with a queue is timed: the clocks of one that was idle rise several times over.
+const WARM: f64 = 0.5;
+
 impl<'a> Run<'a> {
     pub(super) fn new(
         device: &'a dyn Device,
@@ -81,11 +84,19 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Times all kernels in turn, after a launch that warms up, until `budget` seconds have passed and each has
+/// Times all kernels in turn, after launches that warm up, until `budget` seconds have passed and each has
 /// run often enough for a median.
 ///
 /// Taking turns lets a machine that slows down slow all of them down.
 pub(super) fn alternate(runs: &mut [Run<'_>], budget: f64) -> Result<(), CliError> {
+    if let Some(run) = runs.first_mut()
+        && run.device.counts().is_some()
+    {
+        let start = Instant::now();
+        while start.elapsed().as_secs_f64() < WARM {
+            run.once()?;
+        }
+    }
     let mut warm = Vec::with_capacity(runs.len());
     for run in runs.iter_mut() {
         warm.push(run.calibrate()?);

@@ -15,27 +15,66 @@ pub(super) struct Specialisation {
     /// The template.
     pub source: &'static str,
     /// Values of the template's names.
-    pub values: Vec<(&'static str, String)>,
+    pub values: Vec<(&'static str, Value)>,
+}
+
+/// What a name of a template stands for. A kernel is looked up at every launch: no text is made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Value {
+    Number(i64),
+    Word(&'static str),
+}
+
+impl From<usize> for Value {
+    fn from(number: usize) -> Self {
+        Self::Number(number as i64)
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Self::Number(i64::from(number))
+    }
+}
+
+impl From<i32> for Value {
+    fn from(number: i32) -> Self {
+        Self::Number(i64::from(number))
+    }
+}
+
+impl From<&'static str> for Value {
+    fn from(word: &'static str) -> Self {
+        Self::Word(word)
+    }
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Word(word) => f.write_str(word),
+        }
+    }
 }
 
 impl Specialisation {
     /// A template with no values yet.
     pub(super) fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, source, values: Vec::new() }
+        Self { name, source, values: Vec::with_capacity(40) }
     }
 
     /// The same with a name set.
     #[must_use]
-    #[allow(clippy::needless_pass_by_value)] // numbers and names, as they come
-    pub(super) fn set(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.values.push((name, value.to_string()));
+    pub(super) fn set(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.values.push((name, value.into()));
         self
     }
 
     /// The WGSL text.
     pub(super) fn expand(&self) -> String {
-        template::expand(self.source, &self.values)
-            .unwrap_or_else(|why| panic!("kernel {}: {why}", self.name))
+        let values: Vec<(&str, String)> = self.values.iter().map(|(n, v)| (*n, v.to_string())).collect();
+        template::expand(self.source, &values).unwrap_or_else(|why| panic!("kernel {}: {why}", self.name))
     }
 }
 

@@ -319,8 +319,9 @@ fn matrix_kernel(
     let lanes = shape.subgroup / tile;
     let vector = shape.vector();
     let partial = match path {
-        Path::Prefill => format!("vec{vector}<f32>"),
-        Path::Decode => "f32".to_owned(),
+        Path::Prefill if vector == 4 => "vec4<f32>",
+        Path::Prefill => "vec2<f32>",
+        Path::Decode => "f32",
     };
     let width = |vector: usize| if shape.wide { vector } else { 1 };
     Specialisation::new("attention-matrix", MATRIX)
