@@ -32,6 +32,15 @@ pub(crate) const ODD: Shape = Shape { qo_heads: 3, head_dim: 24, value_dim: 16 }
 /// As models have it.
 const EVEN: Shape = Shape { qo_heads: 2, head_dim: 64, value_dim: 64 };
 
+/// The same, longer.
+pub(crate) const LONG: Shape = Shape { qo_heads: 2, head_dim: 128, value_dim: 128 };
+
+/// Heads so long that subgroups share their rows.
+const WIDE: [Shape; 2] = [
+    Shape { qo_heads: 2, head_dim: 136, value_dim: 200 },
+    Shape { qo_heads: 3, head_dim: 264, value_dim: 72 },
+];
+
 /// What is launched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spec {
@@ -100,7 +109,7 @@ pub(crate) fn on_all(run: impl FnMut(&Tested)) {
 }
 
 /// Runs a law on a device for every kernel and type of keys; the masks take turns. On a GPU, 16-bit keys come in heads
-/// of a second shape too, as kernels for matrix units have more paths for those.
+/// of other shapes too, as kernels for matrix units have more paths for those.
 ///
 /// A processor that plays a GPU spends its time compiling: there the shapes take turns too, and one that plays matrix
 /// units, which f32 keys do not reach, gets 16-bit keys only.
@@ -111,15 +120,15 @@ pub(crate) fn on(tested: &Tested, kernels: &[Option<&'static str>], law: impl Fn
             let mask = MASKS[(turn + index) % 3];
             let shapes = match (tested.gpu, tested.software) {
                 (true, _) if precision == Precision::F32 && tested.software && tested.matrices => &[][..],
-                (true, true) => &[[ODD, EVEN][(turn + index) % 2]],
-                (true, false) if precision != Precision::F32 => &[ODD, EVEN],
+                (true, true) => &[[ODD, EVEN, LONG][(turn + index) % 3]],
+                (true, false) if precision != Precision::F32 => &[ODD, EVEN, LONG, WIDE[0], WIDE[1]],
                 _ => &[ODD],
             };
             specs.extend(shapes.iter().map(|&shape| Spec { kernel, precision, mask, shape }));
         }
     }
     if tested.gpu {
-        println!("{}: {} of {} kinds of launches", tested.name, specs.len(), 5 * kernels.len());
+        println!("{}: {} of {} kinds of launches", tested.name, specs.len(), 11 * kernels.len());
     }
     specs.iter().for_each(|spec| law(tested, spec, &format!("{} {spec:?}", tested.name)));
 }

@@ -18,7 +18,8 @@ use tilewise::backend::cpu::CpuDevice;
 
 use common::Tested;
 use launches::{
-    MASKS, ODD, Sequence, Spec, assert_rows, dense, everywhere, kernels, on, on_all, paged, ragged, whole,
+    LONG, MASKS, ODD, Sequence, Spec, assert_rows, dense, everywhere, kernels, on, on_all, paged, ragged,
+    whole,
 };
 
 #[test]
@@ -110,6 +111,30 @@ fn a_query_that_is_not_a_number_has_no_answer_that_is() {
         let (out, lse) = row.split_at(heads * dim);
         assert!(out[..dim].iter().all(|x| x.is_nan()) && lse[0].is_nan(), "{what}: {out:?} {lse:?}");
         assert!(out[dim..].iter().chain(&lse[1..]).all(|x| x.is_finite()), "{what}: another head");
+    });
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_not_lost_on_a_query_that_sees_it() {
+    on_all(|tested| {
+        for kernel in [Some("prefill"), Some("decode-split-kv")] {
+            let spec = Spec { kernel, precision: Precision::F16, mask: Mask::Causal, shape: LONG };
+            let (heads, dim) = (spec.shape.qo_heads, spec.shape.value_dim);
+            // One query or many, with the value within the first look at keys and beyond it.
+            for (cached, tokens, at) in [(19, 20, 3), (19, 20, 17), (0, 40, 3), (30, 70, 33)] {
+                let mut sequence = Sequence::new(cached, tokens, 5, &spec);
+                sequence.v[at * dim + 5] = f32::INFINITY;
+                for run in [ragged, whole] {
+                    let rows = run(tested, &spec, std::slice::from_ref(&sequence)).remove(0);
+                    for (position, row) in (cached..).zip(&rows) {
+                        let seen = (0..heads).map(|head| f32::from_bits(row[head * dim + 5]));
+                        let finite = seen.filter(|x| x.is_finite()).count();
+                        let want = if position >= at { 0 } else { heads };
+                        assert_eq!(finite, want, "{} {spec:?}: key {at}, query {position}", tested.name);
+                    }
+                }
+            }
+        }
     });
 }
 

@@ -128,10 +128,7 @@ impl Context {
             && features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         let widths = if is_apple { [32; 2] } else { [info.subgroup_min_size, info.subgroup_max_size] };
         let subgroup = (features.contains(Features::SUBGROUP) && widths[0] == widths[1]).then_some(widths[0]);
-        let matrices = use_matrices
-            && features.contains(
-                Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP_BARRIER | Features::SHADER_F16,
-            );
+        let matrices = use_matrices && takes_matrices(&info, features);
         let abilities = Abilities {
             matrix_tile: if matrices && subgroup.is_some() { matrix_tile(adapter) } else { None },
             subgroup,
@@ -300,6 +297,15 @@ impl Context {
             self.epoch.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Whether the kernels for matrix units can run: Vulkan's barriers have to say what they order, which the translation of
+/// wgpu does not.
+fn takes_matrices(info: &wgpu::AdapterInfo, features: Features) -> bool {
+    let needed =
+        Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP_BARRIER | Features::SHADER_F16;
+    let can_order = info.backend != wgpu::Backend::Vulkan || features.contains(Features::PASSTHROUGH_SHADERS);
+    features.contains(needed) && can_order
 }
 
 /// Keeps the first failure, which is the cause of the others.

@@ -210,29 +210,27 @@ pub(super) fn product(
     }
 }
 
-/// `out = silu(gate) * up` of the halves of `x W^T`, in one launch; `None` where a product takes more than one.
+/// `out = silu(gate) * up` of the halves of `x W^T`, in one launch; says whether it can.
 pub(super) fn gated(
     context: &Arc<Context>,
     scratch: &Scratch,
     weight: &Linear,
     x: &Tensor,
     out: &Tensor,
-) -> Result<Option<()>> {
+) -> Result<bool> {
     let matrix = matrix(weight)?;
     let (Some(tile), Some(subgroup)) = (context.abilities.matrix_tile, context.abilities.subgroup) else {
-        return Ok(None);
+        return Ok(false);
     };
     let rounded = input(&context.abilities, weight.dtype, x.row_len()) == DType::F16;
-    let halves = weight.out_features / 2;
-    let whole = matrix.parts.len() == 1 && weight.bias.is_none() && halves.is_multiple_of(tile as usize);
-    if !rounded || !whole {
-        return Ok(None);
+    if !rounded || matrix.parts.len() != 1 || weight.bias.is_some() || subgroup > tile * tile {
+        return Ok(false);
     }
     if x.rows() > 0 {
         let call = Product { context, matrix, bias: None, x, out, onto: Onto::Zero };
         call.gated_on_matrix_units(scratch, tile as usize, subgroup as usize)?;
     }
-    Ok(Some(()))
+    Ok(true)
 }
 
 /// One product with all parts of a matrix.
@@ -266,7 +264,7 @@ impl Product<'_> {
     fn on_matrix_units(&self, scratch: &Scratch, tile: usize, subgroup: usize) -> Result<()> {
         let rows = self.x.rows();
         let halves = self.halves(scratch)?;
-        let x = self.input(&halves)?;
+        let x = self.rounded(&halves)?;
         let sizes = [rows, self.x.row_len(), self.matrix.outputs()];
         let shape = TileShape::new(&self.context.abilities, tile, sizes, Columns::Plain);
         let kernel = shape
@@ -283,7 +281,7 @@ impl Product<'_> {
     fn gated_on_matrix_units(&self, scratch: &Scratch, tile: usize, subgroup: usize) -> Result<()> {
         let rows = self.x.rows();
         let halves = self.halves(scratch)?;
-        let x = self.input(&halves)?;
+        let x = self.rounded(&halves)?;
         let (inputs, outputs) = (self.x.row_len(), self.matrix.outputs());
         let shape = TileShape::new(&self.context.abilities, tile, [rows, inputs, outputs], Columns::Gated);
         let kernel = shape
@@ -300,7 +298,7 @@ impl Product<'_> {
         self.context.run(kernel, &buffers, &Args::default().numbers(&numbers), groups)
     }
 
-    fn input<'b>(&'b self, halves: &'b Option<ScratchGuard<'_>>) -> Result<&'b GpuBuffer> {
+    fn rounded<'b>(&'b self, halves: &'b Option<ScratchGuard<'_>>) -> Result<&'b GpuBuffer> {
         halves.as_ref().map_or_else(|| gpu(self.x), |guard| Ok(guard.buffer()))
     }
 

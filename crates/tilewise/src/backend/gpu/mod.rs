@@ -307,7 +307,7 @@ impl Device for GpuDevice {
     ) -> Result<()> {
         checks::linear(weight, x, gate_up)?;
         checks::silu_mul(gate_up, out)?;
-        if linear::gated(&self.context, &self.halves, weight, x, out)?.is_some() {
+        if linear::gated(&self.context, &self.halves, weight, x, out)? {
             return Ok(());
         }
         self.linear(weight, x, gate_up)?;

@@ -8,7 +8,7 @@ use super::spirv::{self, SubgroupBarrier};
 use super::{context, template};
 
 /// What a kernel is made of: a template and the words it is specialised with.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub(super) struct Specialisation {
     /// Its name, for errors and traces.
     pub name: &'static str,
@@ -16,6 +16,22 @@ pub(super) struct Specialisation {
     pub source: &'static str,
     /// Values of the template's names.
     pub values: Vec<(&'static str, Value)>,
+}
+
+/// A name has one template: its text is not looked at.
+impl PartialEq for Specialisation {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && self.values == other.values
+    }
+}
+
+impl Eq for Specialisation {}
+
+impl std::hash::Hash for Specialisation {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+        self.values.hash(state);
+    }
 }
 
 /// What a name of a template stands for. A kernel is looked up at every launch: no text is made for it.

@@ -283,7 +283,8 @@ fn not_finite(values: vec4<f16>) -> bool {
     let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[p_${r}_${n}_at], ${(LOOK + 8) / SW}u);
 #end
 #end
-    if begin < full.x || begin + LOOK > full.y {
+    // Values were guarded by the step, not by the look.
+    if block < full.x || block + KEYS > full.y {
 #for r in 0..R
         let seen_$r = row_sees(sequence, item, row_$r);
         for (var key = max(begin, seen_$r.x); key < min(begin + LOOK, seen_$r.y); key++) {
@@ -365,7 +366,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let own_first = visible(sequence, item, min(first_row, last_row));
     let own_last = visible(sequence, item, min(first_row + ${R * T - 1}u, last_row));
     let all_see = vec2<u32>(max(own_last.x, item.key_begin), min(own_first.y, item.key_end));
-    let any_see = vec2<u32>(max(own_first.x, item.key_begin), min(own_last.y, item.key_end));
+    let one_sees = vec2<u32>(max(own_first.x, item.key_begin), min(own_last.y, item.key_end));
+    let any_see = select(vec2<u32>(), one_sees, first_row <= last_row);
     let group_first = visible(sequence, item, 0u);
     let group_last = visible(sequence, item, last_row);
     let full = vec2<u32>(max(group_last.x, item.key_begin), min(group_first.y, item.key_end));

@@ -10,7 +10,8 @@ struct Item {
     row_end: u32,
     key_begin: u32,
     key_end: u32,
-    partial: u32,        // one more than where partial states go; 0 where the item finishes its rows
+    partial: u32,        // decode: one more than where partial states go, 0 where the item finishes its rows;
+                         // prefill: where its threads put what they carry from chunk to chunk
 }
 
 struct Sequence {

@@ -26,10 +26,11 @@ pub(super) struct MatrixShape {
 }
 
 impl MatrixShape {
-    /// The layout of a kernel, where the device has matrix units and the keys' type fits them.
+    /// The layout of a kernel, where the device has matrix units and memory for it, and the keys' type fits them.
     pub(super) fn new(abilities: &Abilities, params: &AttentionParams, path: Path) -> Option<Self> {
         let (tile, subgroup) = (abilities.matrix_tile? as usize, abilities.subgroup? as usize);
-        if params.kv_dtype == DType::F32 || subgroup < tile {
+        // A lane has at least a pair of a row.
+        if params.kv_dtype == DType::F32 || !(tile..=tile * tile / 2).contains(&subgroup) {
             return None;
         }
         // A row's maximum is looked at once per look, which must be the same for both paths. How many rows share a key is
@@ -40,12 +41,26 @@ impl MatrixShape {
             129..=256 => (16, 16, 1, 4, 2),
             _ => (tile, tile, 1, 1, 4),
         };
-        let (row_tiles, groups, split) = match path {
-            Path::Prefill => (row_tiles, groups, split),
+        let wide = abilities.vector_tiles;
+        let prefill = Self { tile, subgroup, keys, look, row_tiles, groups, split, wide };
+        // Decode needs less: both take this kernel or none does.
+        if prefill.memory(params) > abilities.workgroup_memory as usize {
+            return None;
+        }
+        Some(match path {
+            Path::Prefill => prefill,
             // Never fewer than two subgroups: one alone is miscompiled for Apple's GPUs.
-            Path::Decode => (1, 1, split.max(2)),
-        };
-        Some(Self { tile, subgroup, keys, look, row_tiles, groups, split, wide: abilities.vector_tiles })
+            Path::Decode => Self { row_tiles: 1, groups: 1, split: split.max(2), ..prefill },
+        })
+    }
+
+    /// Bytes of workgroup memory.
+    fn memory(&self, params: &AttentionParams) -> usize {
+        let (tile, split) = (self.tile, self.split);
+        let rows =
+            params.head_dim.next_multiple_of(tile) + params.value_dim.next_multiple_of(tile * split) + 16;
+        let scores = self.subgroups() * tile * ((self.look + 4) * 4 + (self.look + 8) * 2);
+        2 * self.keys * rows + scores + 4 * self.keys
     }
 
     /// Subgroups of a work group.
