@@ -160,9 +160,9 @@ pub struct Counts {
 
 /// A device that runs transformer layers.
 ///
-/// Activations are f32, or what [`Device::linear_input`] says. Every operation validates its shapes and is done, or enqueued in order, when it
-/// returns. Results are bitwise independent of what else is in the batch: an output row is a function of its own
-/// input row (and its own keys), of the weights, and of nothing else.
+/// Activations are f32, or what [`Device::linear_input`] says. Every operation validates its shapes and is done, or
+/// enqueued in order, when it returns. Results are bitwise independent of what else is in the batch: an output row is a
+/// function of its own input row (and its own keys), of the weights, and of nothing else.
 pub trait Device: Send + Sync {
     /// Facts about it.
     fn caps(&self) -> &DeviceCaps;

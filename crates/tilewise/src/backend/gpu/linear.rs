@@ -359,7 +359,8 @@ struct TileShape {
 }
 
 impl TileShape {
-    /// The layout for a product of so many rows, inputs and outputs; it changes no bit. Measured in bench/records/2026-11-24-h200.csv.
+    /// The layout for a product of so many rows, inputs and outputs; it changes no bit. Measured in
+    /// bench/records/2026-11-24-h200.csv.
     fn new(abilities: &Abilities, tile: usize, [rows, inputs, outputs]: [usize; 3], kind: Columns) -> Self {
         let mut shape = if rows > MANY {
             Self { rows: 8, columns: 8, subgroups: 8, own_rows: 4, own_columns: 2, step: 64 }

@@ -143,6 +143,17 @@ fn matrices_in_kernels_become_simdgroup_matrices() {
 }
 
 #[test]
+fn a_name_has_one_template() {
+    // Kernels are told apart by their names and values.
+    let mut templates = std::collections::HashMap::new();
+    for kernel in [samples_of(&APPLE), samples_of(&NVIDIA)].concat() {
+        let template = *templates.entry(kernel.name).or_insert(kernel.source);
+        assert!(template == kernel.source, "{} has two", kernel.name);
+    }
+    assert!(templates.len() > 10, "{}", templates.len());
+}
+
+#[test]
 fn every_kernel_with_matrices_becomes_spirv_that_fits_a_work_group() {
     let mut most = 0;
     for abilities in [APPLE, NVIDIA] {

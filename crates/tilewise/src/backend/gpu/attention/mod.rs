@@ -299,6 +299,7 @@ fn fma_kernel(params: &AttentionParams, stored: DType) -> Specialisation {
         .set("D", params.head_dim)
         .set("DV", params.value_dim)
         .set("PAIRS", (rows * params.value_dim / 2).div_ceil(128))
+        .set("PARTIAL", "f32")
         .set("KV", kv_type)
         .set("KV_WORDS", kv_words)
         .set("KV_F16", kv_f16)
@@ -355,6 +356,7 @@ fn matrix_kernel(
 
 const MATRIX: &str = concat!(
     "enable f16;\nenable wgpu_cooperative_matrix;\n",
+    include_str!("launch.wgsl"),
     include_str!("attention_matrix.wgsl"),
     include_str!("items.wgsl"),
     include_str!("keys.wgsl"),
@@ -363,6 +365,7 @@ const MATRIX: &str = concat!(
 
 const FMA: &str = concat!(
     "#if OUT_F16\nenable f16;\n#end\n",
+    include_str!("launch.wgsl"),
     include_str!("attention_fma.wgsl"),
     include_str!("items.wgsl"),
     include_str!("keys.wgsl"),
