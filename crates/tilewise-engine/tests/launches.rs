@@ -49,7 +49,8 @@ fn a_decode_step_has_few_launches_and_one_read() {
         let asked = difference(device.counts().unwrap(), before);
         println!("decode step {step} of {layers} layers: {asked:?}");
         assert!(asked.launches <= PER_LAYER * layers + PER_STEP, "{asked:?}");
-        assert!((1..=2).contains(&asked.submissions), "{asked:?}");
+        // Each submission has twice the launches of the one before, the first has eight.
+        assert!((1..=1 + (asked.launches / 8 + 1).ilog2() as u64).contains(&asked.submissions), "{asked:?}");
         assert_eq!(asked.downloads, 1, "{asked:?}");
     }
     let before = device.counts().unwrap();

@@ -9,8 +9,10 @@ use super::memory::{GpuBuffer, Pool};
 use super::pipeline::Pipelines;
 use crate::{Counts, Error, Result};
 
-/// Submits what is recorded after this many launches, so that the device starts while the rest is recorded.
-const EARLY: u64 = 48;
+/// An idle device is given its first launches after this many, and starts while more are recorded; each submission
+/// after it has twice as many as the one before, up to `MOST`.
+const FIRST: u64 = 8;
+const MOST: u64 = 256;
 
 /// What an adapter can do, as far as kernels are chosen by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(super) struct Abilities {
     pub workgroup_memory: u32,
     /// Bytes of the largest buffer that a kernel can see.
     pub binding: u64,
+    /// Work groups that keep it busy to the end of a launch: four for each multiprocessor of a large GPU.
+    pub busy: usize,
 }
 
 /// A device with its queue, memory and pipelines.
@@ -43,13 +47,20 @@ pub(super) struct Context {
 }
 
 /// Commands that are recorded but not submitted.
-#[derive(Default)]
 struct Recorder {
     encoder: Option<wgpu::CommandEncoder>,
     pass: Option<wgpu::ComputePass<'static>>,
     launches: u64,
+    /// Launches that are submitted together.
+    together: u64,
     /// Launches and submissions since the device was opened.
     total: Counts,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { encoder: None, pass: None, launches: 0, together: FIRST, total: Counts::default() }
+    }
 }
 
 /// One launch of a kernel.
@@ -136,6 +147,7 @@ impl Context {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             // Kernels count elements in 32 bits.
             binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(0xffff_ff00),
+            busy: if is_software(&info) { 4 } else { 512 },
         };
         Ok(Self {
             name: name.to_owned(),
@@ -202,7 +214,7 @@ impl Context {
         pass.dispatch_workgroups(x, y, z);
         recorder.launches += 1;
         recorder.total.launches += 1;
-        if recorder.launches == EARLY {
+        if recorder.launches >= recorder.together {
             self.submit_locked(recorder);
         }
         Ok(())
@@ -260,6 +272,7 @@ impl Context {
                 .get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
             encoder.copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, len.next_multiple_of(4));
             self.submit_locked(&mut recorder);
+            recorder.together = FIRST;
         }
         let slice = staging.slice(..len.next_multiple_of(4));
         slice.map_async(wgpu::MapMode::Read, |_| {});
@@ -276,7 +289,11 @@ impl Context {
 
     /// Waits until everything recorded so far is done.
     pub(super) fn wait(&self) -> Result<()> {
-        self.submit();
+        {
+            let mut recorder = self.lock();
+            self.submit_locked(&mut recorder);
+            recorder.together = FIRST;
+        }
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
         self.check()?;
         waited.map_err(|error| Error::Device { device: self.name.clone(), why: error.to_string() })?;
@@ -291,6 +308,7 @@ impl Context {
     fn submit_locked(&self, recorder: &mut Recorder) {
         recorder.pass = None;
         recorder.launches = 0;
+        recorder.together = MOST.min(recorder.together * 2);
         if let Some(encoder) = recorder.encoder.take() {
             self.queue.submit([encoder.finish()]);
             recorder.total.submissions += 1;

@@ -215,7 +215,7 @@ impl Device for GpuDevice {
         forced: Option<&str>,
     ) -> Result<AttentionPlan> {
         params.validate()?;
-        let tiles = attention::tiles(&self.context.abilities, params);
+        let tiles = attention::tiles(&self.context.abilities, params, layout);
         let tiling = Tiling { rows: tiles[0].rows, join_heads: false };
         let mut plan = partition(params, layout, &self.policy, forced, tiling)?;
         attention::reside(&self.context, &mut plan, tiles)?;

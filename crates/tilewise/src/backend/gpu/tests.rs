@@ -25,6 +25,7 @@ const APPLE: Abilities = Abilities {
     vector_tiles: false,
     workgroup_memory: THREADGROUP_MEMORY,
     binding: 1 << 30,
+    busy: 512,
 };
 
 /// What an NVIDIA GPU can do by Vulkan.

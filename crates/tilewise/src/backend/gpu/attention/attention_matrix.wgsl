@@ -4,8 +4,8 @@
 // A subgroup has R tiles of T rows (queries times the heads that share a KV head) of one sequence: each key and value
 // that it reads from workgroup memory serves all of them. SPLIT subgroups share the same rows and divide the columns of
 // their output. Keys are taken in chunks of CHUNK, which are merged, and fetched in steps of KEYS while those of the step
-// before are at work. A subgroup looks at LOOK of them at a time, and not at those that none of its rows sees: scores of
-// a tile go through workgroup memory to LANES lanes per row, and weights come back as f16. This concerns the subgroup
+// before are at work. A subgroup leaves out steps of which none of its rows sees a key, and looks at LOOK keys at a time:
+// scores of a tile go through workgroup memory to LANES lanes per row, and weights come back as f16. This concerns the subgroup
 // alone, whose barrier orders its own memory. A row's maximum moves only when a look exceeds it by more than 2^8: outputs
 // stay in registers meanwhile.
 //
@@ -17,19 +17,21 @@ const LOOK = ${LOOK}u;
 const THREADS = ${THREADS}u;
 const D = ${D}u;
 const DV = ${DV}u;
-// Rows have 16 bytes of padding: no two rows of a tile begin in one bank.
+// Rows are padded so that what lanes touch together lies in different banks.
 const K_ROW = ${K_ROW}u;
 const V_ROW = ${V_ROW}u;
-const S_ROW = ${LOOK + 4}u;
+const S_ROW = ${LOOK + 8}u;
 const P_ROW = ${LOOK + 8}u;
 const LANES = ${LANES}u;
+// The maximum of a row that has seen no key, and the score of a key that is not seen: its weight is zero even then.
 const NONE = -3.0e38;
+const HIDDEN = -3.4e38;
 
 // Tiles are arrays of vectors where a pointer to a vector may be given to matrix operations, else of scalars.
 #if WIDE
 var<workgroup> k_tile: array<vec4<f16>, ${KEYS * K_ROW / 4}>;
 var<workgroup> v_tile: array<vec4<f16>, ${KEYS * V_ROW / 4}>;
-var<workgroup> s_tile: array<vec$F<f32>, ${SUBGROUPS * T * (LOOK + 4) / F}>;
+var<workgroup> s_tile: array<vec$F<f32>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
 var<workgroup> p_tile: array<vec$F<f16>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
 fn k_put(at: u32, value: vec4<f16>) { k_tile[at / 4u] = value; }
 fn v_put(at: u32, value: vec4<f16>) { v_tile[at / 4u] = value; }
@@ -39,7 +41,7 @@ fn p_put(at: u32, value: vec$F<f16>) { p_tile[at / ${F}u] = value; }
 #else
 var<workgroup> k_tile: array<f16, ${KEYS * K_ROW}>;
 var<workgroup> v_tile: array<f16, ${KEYS * V_ROW}>;
-var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (LOOK + 4)}>;
+var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (LOOK + 8)}>;
 var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (LOOK + 8)}>;
 fn k_put(at: u32, value: vec4<f16>) {
 #for c in 0..4
@@ -79,11 +81,13 @@ fn total(x: vec2<f32>) -> f32 { return x.x + x.y; }
 // One more than the step in which a key's value was found not to be finite.
 var<workgroup> bad: array<u32, ${KEYS}>;
 
-// Eight elements of memory, in pairs.
+// Eight elements of memory, in pairs. Places in memory are counted in units of UNIT elements.
 #if ALIGNED
-fn k_eight(at: u32) -> vec4<u32> { return k[at / 8u]; }
-fn v_eight(at: u32) -> vec4<u32> { return v[at / 8u]; }
+const UNIT = 8u;
+fn k_eight(at: u32) -> vec4<u32> { return k[at]; }
+fn v_eight(at: u32) -> vec4<u32> { return v[at]; }
 #else
+const UNIT = 1u;
 fn eight(low: vec4<u32>, last: u32, odd: bool) -> vec4<u32> {
     return select(low, (low >> vec4<u32>(16u)) | (vec4<u32>(low.yzw, last) << vec4<u32>(16u)), odd);
 }
@@ -116,12 +120,16 @@ fn not_finite(values: vec4<f16>) -> bool {
     {
         let place = thread + ${i * THREADS}u;
         let key = min(next + place / ${DT * T / 8}u, last_key);
-        let column = min(place % ${DT * T / 8}u * 8u, D - 8u);
+#if DT * T == D
+        let column = place % ${D / 8}u * (8u / UNIT);
+#else
+        let column = min(place % ${DT * T / 8}u, ${D / 8 - 1}u) * (8u / UNIT);
+#end
 #if PAGED
-        k_next_$i = k_eight(key_start(item, k_page_$i, key) + column);
+        k_next_$i = k_eight(slot(item, k_page_$i, key) * (D / UNIT) + column);
         k_page_$i = page_of(sequence, min(next + KEYS + place / ${DT * T / 8}u, last_key));
 #else
-        k_next_$i = k_eight(k_first + key * args.k_token + column);
+        k_next_$i = k_eight(k_first + key * (args.k_token / UNIT) + column);
 #end
     }
 #end
@@ -129,12 +137,16 @@ fn not_finite(values: vec4<f16>) -> bool {
     {
         let place = thread + ${i * THREADS}u;
         let key = min(next + place / ${VT * SPLIT * T / 8}u, last_key);
-        let column = min(place % ${VT * SPLIT * T / 8}u * 8u, DV - 8u);
+#if VT * SPLIT * T == DV
+        let column = place % ${DV / 8}u * (8u / UNIT);
+#else
+        let column = min(place % ${VT * SPLIT * T / 8}u, ${DV / 8 - 1}u) * (8u / UNIT);
+#end
 #if PAGED
-        v_next_$i = v_eight(value_start(item, v_page_$i, key) + column);
+        v_next_$i = v_eight(slot(item, v_page_$i, key) * (DV / UNIT) + column);
         v_page_$i = page_of(sequence, min(next + KEYS + place / ${VT * SPLIT * T / 8}u, last_key));
 #else
-        v_next_$i = v_eight(v_first + key * args.v_token + column);
+        v_next_$i = v_eight(v_first + key * (args.v_token / UNIT) + column);
 #end
     }
 #end
@@ -199,21 +211,20 @@ fn not_finite(values: vec4<f16>) -> bool {
     var keep_$r = 1.0;
 #for n in 0..LOOK / T
     let s_${r}_${n}_at = (s_base + ${n * T}u) / ${SW}u;
-    coopStoreT(s_${r}_$n, &s_tile[s_${r}_${n}_at], ${(LOOK + 4) / SW}u);
+    coopStoreT(s_${r}_$n, &s_tile[s_${r}_${n}_at], ${(LOOK + 8) / SW}u);
 #end
     subgroupBarrier();
     {
 #for j in 0..LOOK / F / LANES
-        var x_$j = s_get(s_own + ${j * F}u);
+        var x_$j = s_get(s_own + ${j * LANES * F}u);
 #end
         if begin < all_see.x || begin + LOOK > all_see.y {
             // Keys from the first that this lane's row sees; others have larger numbers than `span`.
-            let seen = row_sees(sequence, item, row_$r);
-            let distance = begin + part * ${LOOK / LANES}u - seen.x;
-            let span = seen.y - seen.x;
+            let distance = begin + part * ${F}u - seen_$r.x;
+            let span = seen_$r.y - seen_$r.x;
 #for j in 0..LOOK / F / LANES
 #for c in 0..F
-            x_$j[$c] = select(NONE, x_$j[$c], distance + ${j * F + c}u < span);
+            x_$j[$c] = select(HIDDEN, x_$j[$c], distance + ${j * LANES * F + c}u < span);
 #end
 #end
         }
@@ -229,13 +240,11 @@ fn not_finite(values: vec4<f16>) -> bool {
             keep_$r = select(exp2(row_max_$r - top), 1.0, row_max_$r == NONE);
             row_max_$r = top;
         }
-        // A row that has seen no key has weights of zero.
-        let shift = select(row_max_$r, 0.0, row_max_$r == NONE);
         var sum = vec$F<f32>();
 #for j in 0..LOOK / F / LANES
-        x_$j = exp2(x_$j - shift);
+        x_$j = exp2(x_$j - row_max_$r);
         sum += x_$j;
-        p_put(p_own + ${j * F}u, vec$F<f16>(x_$j));
+        p_put(p_own + ${j * LANES * F}u, vec$F<f16>(x_$j));
 #end
         row_sum_$r = fma(row_sum_$r, keep_$r, total(sum));
     }
@@ -245,30 +254,19 @@ fn not_finite(values: vec4<f16>) -> bool {
     let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[p_${r}_${n}_at], ${(LOOK + 8) / SW}u);
 #end
 #end
-    // Values were guarded by the step, not by the look.
-    if block < full.x || block + KEYS > full.y {
-#for r in 0..R
-        let seen_$r = row_sees(sequence, item, row_$r);
-        for (var key = max(begin, seen_$r.x); key < min(begin + LOOK, seen_$r.y); key++) {
-            if bad[key % KEYS] == block + 1u {
-                row_sum_$r = bitcast<f32>(0x7fc00000u + part);
-            }
-        }
-#end
-    }
     // Outputs of rows whose maximum has moved go once through workgroup memory.
 #for r in 0..R
     for (var moved = subgroupAny(keep_$r != 1.0); moved; moved = false) {
 #for t in 0..VT
         {
             let at = s_base / ${SW}u;
-            coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 4) / SW}u);
+            coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 8) / SW}u);
             subgroupBarrier();
 #for j in 0..T / F / LANES
-            s_put(o_own + ${j * F}u, s_get(o_own + ${j * F}u) * keep_$r);
+            s_put(o_own + ${j * LANES * F}u, s_get(o_own + ${j * LANES * F}u) * keep_$r);
 #end
             subgroupBarrier();
-            o_${r}_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(LOOK + 4) / SW}u);
+            o_${r}_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(LOOK + 8) / SW}u);
             subgroupBarrier();
         }
 #end
@@ -315,13 +313,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     // This lane's row of each of its subgroup's tiles, and its share of the row's columns.
     let own = lane / LANES;
     let part = lane % LANES;
-    let s_own = s_base + own * S_ROW + part * ${LOOK / LANES}u;
-    let p_own = p_base + own * P_ROW + part * ${LOOK / LANES}u;
-    let o_own = s_base + own * S_ROW + part * ${T / LANES}u;
+    let s_own = s_base + own * S_ROW + part * ${F}u;
+    let p_own = p_base + own * P_ROW + part * ${F}u;
+    let o_own = s_base + own * S_ROW + part * ${F}u;
     let first_row = subgroup / ${SPLIT}u * ${R * T}u;
     let last_row = item.row_end - item.row_begin - 1u;
 #for r in 0..R
     let row_$r = first_row + ${r * T}u + own;
+    let seen_$r = row_sees(sequence, item, row_$r);
 #end
     // The keys that all rows see, and those that one does: of this subgroup, and of the work group. Steps outside of the
     // former need care: a value that is not finite must not reach a row by a zero weight.
@@ -334,20 +333,26 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let group_last = visible(sequence, item, last_row);
     let full = vec2<u32>(max(group_last.x, item.key_begin), min(group_first.y, item.key_end));
 
-    // Queries, scaled, through the weights' place to registers.
+    // Queries, scaled, through the weights' place to registers. All are fetched before the first is waited for.
 #for r in 0..R
+    let q_from_$r = q_start(sequence, item, item.row_begin + min(row_$r, last_row));
 #for s in 0..(DT * T + LOOK - 1) / LOOK
-    for (var j = 0u; j < ${LOOK / LANES}u; j += ${F}u) {
-        let column = ${s * LOOK}u + part * ${LOOK / LANES}u + j;
-        var x = vec$F<f32>();
-        if row_$r <= last_row && column < D {
-            let at = q_start(sequence, item, item.row_begin + row_$r) + column;
+#for j in 0..LOOK / F / LANES
+    var x_${r}_${s}_$j = vec$F<f32>();
+    {
+        let column = ${s * LOOK + j * LANES * F}u + part * ${F}u;
+        let at = q_from_$r + min(column, D - ${F}u);
 #for c in 0..F
-            x[$c] = q_at(at + ${c}u) * args.scale;
+        x_${r}_${s}_$j[$c] = q_at(at + ${c}u) * args.scale;
 #end
-        }
-        p_put(p_own + j, vec$F<f16>(x));
+        x_${r}_${s}_$j = select(vec$F<f32>(), x_${r}_${s}_$j, row_$r <= last_row && column < D);
     }
+#end
+#end
+#for s in 0..(DT * T + LOOK - 1) / LOOK
+#for j in 0..LOOK / F / LANES
+    p_put(p_own + ${j * LANES * F}u, vec$F<f16>(x_${r}_${s}_$j));
+#end
     subgroupBarrier();
 #for t in 0..LOOK / T
 #if s * (LOOK / T) + t < DT
@@ -389,8 +394,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     }
 #end
 #else
-    let k_first = k_begin(sequence, item);
-    let v_first = v_begin(sequence, item);
+    let k_first = k_begin(sequence, item) / UNIT;
+    let v_first = v_begin(sequence, item) / UNIT;
 #end
     workgroupBarrier();
     {
@@ -417,14 +422,24 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             }
             let next = block + KEYS;
 #use load
+            for (var once = block < any_see.y && next > any_see.x; once; once = false) {
 #for l in 0..KEYS / LOOK
-            {
-                let begin = block + ${l * LOOK}u;
-                for (var once = begin < any_see.y && begin + LOOK > any_see.x; once; once = false) {
+                {
+                    let begin = block + ${l * LOOK}u;
 #use look
                 }
-            }
 #end
+            }
+            // A value that is not finite was left out of this step: rows that see it are told of it here.
+            if block < full.x || next > full.y {
+#for r in 0..R
+                for (var key = max(block, seen_$r.x); key < min(next, seen_$r.y); key++) {
+                    if bad[key % KEYS] == block + 1u {
+                        row_sum_$r = bitcast<f32>(0x7fc00000u + part);
+                    }
+                }
+#end
+            }
             // All have used the keys and values of this step.
             workgroupBarrier();
 #use store
@@ -476,13 +491,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #if t < VT
             {
                 let at = s_base / ${SW}u;
-                coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 4) / SW}u);
+                coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 8) / SW}u);
             }
             subgroupBarrier();
 #for j in 0..T / F / LANES
             {
-                var x = s_get(o_own + ${j * F}u);
-                let column = split * ${VT * T}u + ${t * T + j * F}u + part * ${T / LANES}u;
+                var x = s_get(o_own + ${j * LANES * F}u);
+                let column = split * ${VT * T}u + ${t * T + j * LANES * F}u + part * ${F}u;
 #if MERGES
                 if !begun {
                     x = fma(x, vec$F<f32>(merged.take), was_${t}_$j * merged.keep);

@@ -10,14 +10,14 @@ use super::pipeline::Specialisation;
 use super::rows::{Args, spread};
 use crate::dispatch::{KernelInfo, Rule, Split};
 use crate::{
-    AttentionParams, AttentionPlan, DType, DeviceBuffer, Error, Kv, KvLayer, Mask, Result, Tensor, TokenView,
-    checks,
+    AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, Error, Kv, KvLayer, Mask, Result,
+    Tensor, TokenView, checks,
 };
 
 pub(super) use self::resident::reside;
 use self::resident::{Resident, Tile};
 pub(super) use self::rotate::append as append_rotated;
-use self::shape::MatrixShape;
+use self::shape::{MatrixShape, Size};
 
 /// The kernels, in the order of [`Path`].
 pub(super) const KERNELS: &[KernelInfo] = &[
@@ -59,11 +59,19 @@ impl Pages {
     }
 }
 
-/// The work groups of each kernel.
-pub(super) fn tiles(abilities: &Abilities, params: &AttentionParams) -> [Tile; KERNELS.len()] {
-    [Path::Prefill, Path::Decode].map(|path| match MatrixShape::new(abilities, params, path) {
-        None => Tile { rows: fma_rows(params), carried: 0 },
-        Some(shape) => Tile { rows: shape.rows(), carried: shape.carried(params.value_dim) },
+/// The work groups of each kernel for a batch.
+pub(super) fn tiles(
+    abilities: &Abilities,
+    params: &AttentionParams,
+    layout: &BatchLayout,
+) -> [Tile; KERNELS.len()] {
+    [Size::of(abilities, params, layout), Size::Tile].map(|size| {
+        match MatrixShape::new(abilities, params, size) {
+            None => Tile { rows: fma_rows(params), carried: 0, shape: None },
+            Some(shape) => {
+                Tile { rows: shape.rows(), carried: shape.carried(params.value_dim), shape: Some(shape) }
+            }
+        }
     })
 }
 
@@ -199,8 +207,7 @@ impl Launcher<'_> {
             Kv::Paged(layer) => layer.keys.dtype(),
             Kv::Contiguous { .. } => params.kv_dtype,
         };
-        let matrices = MatrixShape::new(&self.context.abilities, params, path);
-        let kernel = match matrices {
+        let kernel = match resident.shapes[path as usize] {
             Some(shape) => matrix_kernel(params, shape, path, stored, self.is_aligned()),
             None => fma_kernel(params, stored),
         };
@@ -402,8 +409,9 @@ pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
             (DType::F16, false, false),
         ] {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
-            for path in [Path::Prefill, Path::Decode] {
-                let kernel = match MatrixShape::new(abilities, &params, path) {
+            for size in [Size::Large, Size::Small, Size::Tile] {
+                let path = if size == Size::Tile { Path::Decode } else { Path::Prefill };
+                let kernel = match MatrixShape::new(abilities, &params, size) {
                     Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),
                     None => fma_kernel(&params, dtype),
                 };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::context::Context;
 use super::super::memory::GpuBuffer;
 use super::KERNELS;
+use super::shape::MatrixShape;
 use crate::plan::{KV_CHUNK, WorkItem};
 use crate::{AttentionPlan, DeviceBuffer, Error, Result, plan};
 
@@ -24,6 +25,8 @@ pub(in super::super) struct Resident {
     /// The most rows that a merge has.
     pub merge_rows: usize,
     pub tokens_at: usize,
+    /// How the kernels for matrix units are laid out, where these run.
+    pub(super) shapes: [Option<MatrixShape>; KERNELS.len()],
 }
 
 impl DeviceBuffer for Resident {}
@@ -41,6 +44,8 @@ pub(in super::super) struct Tile {
     pub rows: usize,
     /// Elements of workspace that it needs from one chunk to the next.
     pub carried: usize,
+    /// How its kernel is laid out, where it is one for matrix units.
+    pub(super) shape: Option<MatrixShape>,
 }
 
 /// Copies a plan to the device, cut to the work groups of each kernel.
@@ -119,6 +124,7 @@ pub(in super::super) fn reside(
         merges,
         merge_rows,
         tokens_at,
+        shapes: tiles.map(|tile| tile.shape),
     })));
     Ok(())
 }
