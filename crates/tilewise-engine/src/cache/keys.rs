@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// Tokens of a chunk, whatever the page size, which divides it.
 pub const CHUNK_TOKENS: usize = 256;
 
-/// Bytes that a model name or a salt may have.
-const NAME_BYTES: usize = 512;
+/// Bytes that a model name or a salt may have, so that keys are names of files and objects too.
+const NAME_BYTES: usize = 96;
 
 /// What the tokens of a chunk and of all chunks before it hash to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,129 @@
+//! Values as objects: in S3 and what speaks its protocol, or in a folder that others mount.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use tokio::runtime::Runtime;
+
+use super::{CacheTier, Source, TierError, Value};
+use crate::cache::keys::ChunkKey;
+use crate::{Error, Result};
+
+/// An object store, which evicts by its own rules.
+///
+/// Its client is asynchronous, on a runtime of this tier that runs only while the tier is asked for something.
+pub struct ObjectTier {
+    store: Arc<dyn ObjectStore>,
+    runtime: Runtime,
+    timeout: Duration,
+    /// What an error means: a bucket is away for all keys, a folder refuses one.
+    failure: fn(String) -> TierError,
+}
+
+/// A bucket of S3 or of a store that speaks its protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Bucket {
+    /// The bucket's name.
+    pub bucket: String,
+    /// Its region.
+    pub region: String,
+    /// `http://` or `https://`, where it is not Amazon's.
+    pub endpoint: Option<String>,
+    /// Key id and secret; without, the role of the machine.
+    pub credentials: Option<(String, String)>,
+}
+
+impl ObjectTier {
+    /// Objects in a bucket. Each operation may take up to `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an address that means nothing.
+    pub fn s3(bucket: &S3Bucket, timeout: Duration) -> Result<Self> {
+        let endpoint = bucket.endpoint.as_deref();
+        let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        // A tier that fails is left alone and asked again later; retries here would only hold up the others.
+        let retry = RetryConfig { max_retries: 0, retry_timeout: timeout, ..RetryConfig::default() };
+        let options =
+            ClientOptions::new().with_timeout(timeout).with_connect_timeout(timeout).with_allow_http(plain);
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(&bucket.bucket)
+            .with_region(&bucket.region)
+            .with_retry(retry)
+            .with_client_options(options);
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        if let Some((id, secret)) = &bucket.credentials {
+            builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        }
+        let store = builder.build().map_err(|error| Error::value("S3 bucket", "one that exists", error))?;
+        Self::new(Arc::new(store), timeout, TierError::Unavailable)
+    }
+
+    /// Objects as files of a folder, which must exist. Each operation may take up to `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read.
+    pub fn folder(folder: &Path, timeout: Duration) -> Result<Self> {
+        let store = LocalFileSystem::new_with_prefix(folder)
+            .map_err(|error| Error::file(folder.display().to_string(), error))?;
+        Self::new(Arc::new(store), timeout, TierError::Refused)
+    }
+
+    fn new(store: Arc<dyn ObjectStore>, timeout: Duration, failure: fn(String) -> TierError) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime
+            .map_err(|error| Error::unsupported("an object store on this system", error.to_string()))?;
+        Ok(Self { store, runtime, timeout, failure })
+    }
+
+    /// Runs an operation to its end or to the limit of its time; `None` if there is no such object.
+    fn run<T>(
+        &self,
+        operation: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<Option<T>, TierError> {
+        let limited = async { tokio::time::timeout(self.timeout, operation).await };
+        match self.runtime.block_on(limited) {
+            Err(_) => Err(TierError::Unavailable(format!("no answer in {:?}", self.timeout))),
+            Ok(Ok(answer)) => Ok(Some(answer)),
+            Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
+            Ok(Err(error)) => Err((self.failure)(error.to_string())),
+        }
+    }
+}
+
+/// Namespace and name, each one part of the path whatever is in it.
+fn path(key: &ChunkKey) -> ObjectPath {
+    ObjectPath::from_iter([key.namespace().to_string(), key.name().to_owned()])
+}
+
+impl CacheTier for ObjectTier {
+    fn source(&self) -> Source {
+        Source::Object
+    }
+
+    fn store(&mut self, key: &ChunkKey, value: &Value) -> Result<(), TierError> {
+        let stored = self.run(self.store.put(&path(key), value.as_bytes().to_vec().into()))?;
+        stored.map(drop).ok_or_else(|| TierError::Refused("there is no such bucket".to_owned()))
+    }
+
+    fn load(&mut self, key: &ChunkKey) -> Result<Option<Value>, TierError> {
+        let path = path(key);
+        let bytes = self.run(async { self.store.get(&path).await?.bytes().await })?;
+        Ok(bytes.map(|bytes| Value::from_bytes(bytes.into())))
+    }
+
+    fn contains(&mut self, key: &ChunkKey) -> Result<bool, TierError> {
+        Ok(self.run(self.store.head(&path(key)))?.is_some())
+    }
+
+    fn remove(&mut self, key: &ChunkKey) -> Result<(), TierError> {
+        self.run(self.store.delete(&path(key))).map(drop)
+    }
+}
