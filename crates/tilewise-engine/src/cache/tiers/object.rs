@@ -10,6 +10,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::runtime::Runtime;
+use url::Url;
 
 use super::{CacheTier, Source, TierError, Value};
 use crate::cache::keys::ChunkKey;
@@ -27,7 +28,7 @@ pub struct ObjectTier {
 }
 
 /// A bucket of S3 or of a store that speaks its protocol.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct S3Bucket {
     /// The bucket's name.
     pub bucket: String,
@@ -39,14 +40,51 @@ pub struct S3Bucket {
     pub credentials: Option<(String, String)>,
 }
 
+impl std::fmt::Debug for S3Bucket {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { bucket, region, endpoint, credentials } = self;
+        let id = credentials.as_ref().map(|(id, _)| id);
+        write!(f, "S3Bucket({bucket} in {region} at {endpoint:?} as {id:?})")
+    }
+}
+
+impl S3Bucket {
+    /// Checks all of it, since the client panics on what requests cannot carry; returns the endpoint.
+    fn checked_endpoint(&self) -> Result<Option<Url>> {
+        let is_name = |name: &str| {
+            let good = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            !name.is_empty() && name.len() <= 63 && name.chars().all(good)
+        };
+        let expected = "from 1 to 63 letters, digits, dots, hyphens and underscores";
+        for (what, name) in [("S3 bucket", &self.bucket), ("S3 region", &self.region)] {
+            if !is_name(name) {
+                return Err(Error::value(what, expected, format!("{name:?}")));
+            }
+        }
+        if let Some((id, secret)) = &self.credentials
+            && ![id, secret].iter().all(|text| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic()))
+        {
+            return Err(Error::value("S3 credentials", "printable ASCII without spaces", "something else"));
+        }
+        let Some(endpoint) = &self.endpoint else { return Ok(None) };
+        let url = Url::parse(endpoint).ok().filter(|url| {
+            let plain = url.username().is_empty() && url.password().is_none();
+            ["http", "https"].contains(&url.scheme()) && url.has_host() && plain && url.query().is_none()
+        });
+        url.map(Some).ok_or_else(|| Error::value("S3 endpoint", "http[s]://host[:port]", "something else"))
+    }
+}
+
 impl ObjectTier {
     /// Objects in a bucket. Each operation may take up to `timeout`.
     ///
     /// # Errors
-    /// [`Error::Value`] for an address that means nothing.
+    /// [`Error::Value`] for a name, an address or credentials that requests cannot carry, and for no time at all. Whether
+    /// the bucket exists is not asked.
     pub fn s3(bucket: &S3Bucket, timeout: Duration) -> Result<Self> {
-        let endpoint = bucket.endpoint.as_deref();
-        let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let endpoint = bucket.checked_endpoint()?;
+        let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.scheme() == "http");
         // A tier that fails is left alone and asked again later; retries here would only hold up the others.
         let retry = RetryConfig { max_retries: 0, retry_timeout: timeout, ..RetryConfig::default() };
         let options =
@@ -57,7 +95,7 @@ impl ObjectTier {
             .with_retry(retry)
             .with_client_options(options);
         if let Some(endpoint) = endpoint {
-            builder = builder.with_endpoint(endpoint);
+            builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/'));
         }
         if let Some((id, secret)) = &bucket.credentials {
             builder = builder.with_access_key_id(id).with_secret_access_key(secret);
@@ -69,7 +107,7 @@ impl ObjectTier {
     /// Objects as files of a folder, which must exist. Each operation may take up to `timeout`.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be read.
+    /// [`Error::File`] if it cannot be read, [`Error::Value`] for no time at all.
     pub fn folder(folder: &Path, timeout: Duration) -> Result<Self> {
         let store = LocalFileSystem::new_with_prefix(folder)
             .map_err(|error| Error::file(folder.display().to_string(), error))?;
@@ -77,6 +115,9 @@ impl ObjectTier {
     }
 
     fn new(store: Arc<dyn ObjectStore>, timeout: Duration, failure: fn(String) -> TierError) -> Result<Self> {
+        if timeout.is_zero() {
+            return Err(Error::value("object store timeout", "above 0", "0"));
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
             .map_err(|error| Error::unsupported("an object store on this system", error.to_string()))?;

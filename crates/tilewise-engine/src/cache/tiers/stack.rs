@@ -142,12 +142,15 @@ impl Tiers {
         Ok(queued)
     }
 
-    /// Starts to look for chunks, in the order of the prefix, up to the first that is nowhere.
+    /// Starts to look for chunks, in the order of the prefix, up to the first that is nowhere. With a thousand tickets
+    /// under way, one more finds nothing.
     pub fn fetch(&self, keys: Vec<ChunkKey>) -> Ticket {
         let mut state = self.shared.lock();
         let id = state.next_ticket;
         state.next_ticket += 1;
-        let over = keys.is_empty() || state.fetches.len() >= TICKETS;
+        let refused = state.fetches.len() >= TICKETS;
+        state.stats.refused_fetches += u64::from(refused);
+        let over = refused || keys.is_empty();
         if !over {
             state.turns.push_back(id);
         }

@@ -83,6 +83,8 @@ pub struct TiersStats {
     pub queue_hits: u64,
     /// Chunks that were not stored at all because the queue was full.
     pub dropped: u64,
+    /// Fetches that found nothing because too many were under way.
+    pub refused_fetches: u64,
     /// Bytes of the chunks that wait to be stored.
     pub queued_bytes: u64,
     /// What went wrong last, and where.
