@@ -28,7 +28,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    pub(crate) fn new(source: Source) -> (Box<dyn CacheTier>, Arc<Orders>) {
+    pub(crate) fn tier(source: Source) -> (Box<dyn CacheTier>, Arc<Orders>) {
         let orders = Arc::new(Orders::default());
         (Box::new(Self { source, inner: HostTier::new(1 << 30), orders: orders.clone() }), orders)
     }

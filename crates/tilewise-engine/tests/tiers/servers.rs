@@ -127,7 +127,7 @@ fn a_value_evicted_in_the_middle_of_a_prefix_shortens_the_hit_and_no_more() {
     chunks.store(&tiers, 0..5);
     let held: Vec<bool> = (0..50).map(|index| redis.tier().contains(&chunks.key(index)).unwrap()).collect();
     let prefix = held.iter().take_while(|held| **held).count();
-    assert!(prefix >= 1 && prefix < 50 && held[prefix..].contains(&true), "{held:?}");
+    assert!((1..50).contains(&prefix) && held[prefix..].contains(&true), "{held:?}");
     assert_eq!(chunks.fetch(&tiers).len(), prefix, "{held:?}");
     assert_eq!(stats(&tiers, Source::Resp).misses.total(), 1);
     // The same by hand.
@@ -168,6 +168,20 @@ fn a_server_that_is_killed_is_a_miss_and_one_that_comes_back_is_used_again() {
         assert!(tiers.demote(chunks.key(0), chunks.pages(0)).unwrap() && tiers.flush(LONG));
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn a_server_that_was_started_again_meanwhile_is_asked_at_once() {
+    let Some(redis) = Redis::start() else { return };
+    let chunks = Chunks::new(2, 1000);
+    let tiers = redis.tiers();
+    chunks.store(&tiers, 0..2);
+    let port = redis.0.port;
+    drop(redis);
+    let Some(_redis) = Redis::start_at(port) else { panic!("the server does not start again") };
+    assert_eq!(chunks.fetch(&tiers), []);
+    let resp = stats(&tiers, Source::Resp);
+    assert_eq!((resp.misses.absent, resp.misses.total(), resp.errors), (1, 1, 0), "{:?}", tiers.stats());
 }
 
 /// A server that reads a request and says what it is told to, then does what else it is told.
@@ -376,4 +390,28 @@ fn odd_names_are_kept_apart_and_lead_nowhere_else_in_every_tier() {
         make_bucket(s3.port);
         odd_names_are_kept_apart_by(&mut ObjectTier::s3(&bucket(s3.port), LONG).unwrap());
     }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_that_does_not_answer_is_a_miss_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let chunks = Chunks::new(1, 64);
+    let open = || ObjectTier::folder(folder.path(), Duration::from_millis(300)).unwrap();
+    open().store(&chunks.key(0), &chunks.value(0)).unwrap();
+    // To open a pipe that nobody writes to takes for ever, as on a mount whose server is gone.
+    let mut path = folder.path().to_owned();
+    while path.is_dir() {
+        path = std::fs::read_dir(&path).unwrap().next().unwrap().unwrap().path();
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let tiers = stack(vec![Box::new(open())]);
+    let start = Instant::now();
+    assert_eq!(chunks.fetch(&tiers), []);
+    assert_eq!(stats(&tiers, Source::Object).misses.failed, 1);
+    drop(tiers);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    // Let the one who opens it go.
+    drop(std::fs::OpenOptions::new().write(true).open(&path));
 }

@@ -21,7 +21,8 @@ use crate::{Error, Result};
 /// Its client is asynchronous, on a runtime of this tier that runs only while the tier is asked for something.
 pub struct ObjectTier {
     store: Arc<dyn ObjectStore>,
-    runtime: Runtime,
+    /// Taken by the end of the tier alone.
+    runtime: Option<Runtime>,
     timeout: Duration,
     /// What an error means: a bucket is away for all keys, a folder refuses one.
     failure: fn(String) -> TierError,
@@ -121,7 +122,7 @@ impl ObjectTier {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
             .map_err(|error| Error::unsupported("an object store on this system", error.to_string()))?;
-        Ok(Self { store, runtime, timeout, failure })
+        Ok(Self { store, runtime: Some(runtime), timeout, failure })
     }
 
     /// Runs an operation to its end or to the limit of its time; `None` if there is no such object.
@@ -130,11 +131,23 @@ impl ObjectTier {
         operation: impl Future<Output = object_store::Result<T>>,
     ) -> Result<Option<T>, TierError> {
         let limited = async { tokio::time::timeout(self.timeout, operation).await };
-        match self.runtime.block_on(limited) {
+        let Some(runtime) = &self.runtime else {
+            return Err(TierError::Unavailable("the tier is at its end".to_owned()));
+        };
+        match runtime.block_on(limited) {
             Err(_) => Err(TierError::Unavailable(format!("no answer in {:?}", self.timeout))),
             Ok(Ok(answer)) => Ok(Some(answer)),
             Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err((self.failure)(error.to_string())),
+        }
+    }
+}
+
+impl Drop for ObjectTier {
+    /// Does not wait for what did not answer in time.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
     }
 }
