@@ -1,5 +1,6 @@
 //! Pages as bytes: what is taken out of a cache and put back, there or elsewhere, is attended to with the same bits.
 #![allow(missing_docs, clippy::print_stdout)]
+#![allow(clippy::needless_pass_by_value)] // results are made in place and looked at once
 
 mod common;
 
