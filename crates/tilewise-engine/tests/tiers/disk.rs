@@ -1,9 +1,10 @@
 //! Files: whole or not there, in bounds, in order after a restart.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tilewise_engine::Error;
 use tilewise_engine::cache::tiers::{CacheTier, DiskTier, TierError};
@@ -12,6 +13,9 @@ use crate::support::{Chunks, Random};
 
 /// Tells a child of this test what to do, and where.
 const FOLDER: &str = "TILEWISE_TEST_FOLDER";
+
+/// What a child says before it begins to write.
+const READY: &str = "the child is ready";
 
 /// The chunks that children write: more than the bound holds.
 fn chunks() -> Chunks {
@@ -41,7 +45,7 @@ fn child(test: &str, folder: &Path, shell: &str) -> Child {
         .args(["-c", &format!("{shell} exec \"$0\" --exact {test} --ignored --nocapture")])
         .arg(program)
         .env(FOLDER, folder)
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
@@ -54,6 +58,7 @@ fn child_that_writes() {
     let chunks = chunks();
     let mut random = Random::new(u64::from(std::process::id()));
     let mut disk = DiskTier::open(Path::new(&folder), BOUND).unwrap();
+    println!("{READY}");
     loop {
         let index = random.below(40);
         match random.below(8) {
@@ -72,13 +77,10 @@ fn a_writer_killed_a_hundred_times_leaves_right_values_or_none_within_the_bound(
     let (mut values, mut leftovers) = (0, 0);
     for round in 0..100 {
         let mut child = child("disk::child_that_writes", folder.path(), "");
-        let before = files(folder.path()).len();
-        let start = Instant::now();
-        // Not before it has written at all: starting takes longer than the rest.
-        while round % 10 == 0 && files(folder.path()).len() <= before && start.elapsed().as_secs() < 5 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_micros(5_000 + random.below(25_000) as u64));
+        // Not before it writes: to start takes longer than the rest.
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().ends_with(READY)), "round {round} of seed {seed}: no writer");
+        std::thread::sleep(Duration::from_micros(random.below(30_000) as u64));
         child.kill().unwrap();
         child.wait().unwrap();
         let total: u64 = files(folder.path()).iter().map(|(_, len)| len).sum();
@@ -91,7 +93,7 @@ fn a_writer_killed_a_hundred_times_leaves_right_values_or_none_within_the_bound(
         let left = files(folder.path());
         assert_eq!(left.len(), found, "round {round} of seed {seed}: leftovers: {left:?}");
     }
-    println!("100 kills: {values} values read back, {leftovers} torn writes removed");
+    println!("disk: 100 kills, {values} values read back, {leftovers} torn writes removed");
     assert!(values > 100 && leftovers > 0, "{values} values, {leftovers} leftovers: nothing was interrupted");
 }
 
