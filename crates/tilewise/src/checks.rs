@@ -1,7 +1,9 @@
 //! What every backend checks before it runs an operation.
 
 use crate::device::{Draw, HeadSpan, RotaryHeads};
-use crate::{AttentionPlan, DType, Error, HostTensor, Kv, KvLayer, Linear, Result, Tensor, TokenView};
+use crate::{
+    AttentionPlan, DType, Error, HostTensor, Kv, KvCache, KvLayer, Linear, Result, Tensor, TokenView,
+};
 
 /// Checks that a view fits what a plan expects of it.
 pub(crate) fn view(
@@ -95,6 +97,38 @@ pub(crate) fn pages(plan: &AttentionPlan, layer: &KvLayer, value_row: usize) -> 
         }
         _ => Ok(()),
     }
+}
+
+/// Checks that a page is in every layer of a cache whose tensors are as large as its configuration says; `value_row` is
+/// a value's elements in a page.
+pub(crate) fn page(op: &'static str, kv: &KvCache, page: u32, value_row: usize) -> Result<()> {
+    let config = &kv.config;
+    if page as usize >= config.num_pages {
+        return Err(Error::shape(op, format!("page {page} of a cache of {}", config.num_pages)));
+    }
+    let slots = config.num_pages.saturating_mul(config.num_kv_heads).saturating_mul(config.page_size);
+    let lens = (slots.saturating_mul(config.head_dim), slots.saturating_mul(value_row));
+    let dtype = kv.layers.first().map(|layer| layer.keys.dtype());
+    let fits = |layer: &KvLayer| {
+        layer.config == *config
+            && (layer.keys.len(), layer.values.len()) == lens
+            && [layer.keys.dtype(), layer.values.dtype()].map(Some) == [dtype; 2]
+    };
+    match kv.layers.iter().find(|layer| !fits(layer)) {
+        Some(layer) => Err(Error::shape(op, format!("{layer:?} is not of its cache's shape {config:?}"))),
+        None if kv.layers.len() != config.num_layers => {
+            Err(Error::shape(op, format!("{} layers of {}", kv.layers.len(), config.num_layers)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks the bytes of a page.
+pub(crate) fn page_bytes(op: &'static str, got: usize, want: usize) -> Result<()> {
+    if got != want {
+        return Err(Error::shape(op, format!("{got} bytes for a page of {want}")));
+    }
+    Ok(())
 }
 
 /// Checks new keys and values, and the pages that they go to.

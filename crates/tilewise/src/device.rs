@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dispatch::DispatchPolicy;
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, HostTensor, KvCache, KvCacheConfig,
-    KvLayer, Result, Tensor, TokenView, checks,
+    KvLayer, PageLayout, Result, Tensor, TokenView, checks,
 };
 
 /// Facts about a device.
@@ -205,6 +205,22 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Value`].
     fn alloc_kv(&self, config: &KvCacheConfig) -> Result<KvCache>;
+
+    /// What [`Device::download_page`] gives of a cache of this shape.
+    fn page_layout(&self, config: &KvCacheConfig) -> PageLayout;
+
+    /// Replaces `bytes` by one page of every layer, keys and values, as [`Device::page_layout`] says. Waits for the
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a page that does not exist, [`Error::Device`] if the device failed.
+    fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()>;
+
+    /// Overwrites one page of every layer with what [`Device::download_page`] gave, on a device with the same layout.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a page that does not exist and for bytes of another length; nothing is written then.
+    fn upload_page(&self, kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()>;
 
     /// Packs matrices `[out, in]` of the same width under each other, converted to `dtype`.
     ///

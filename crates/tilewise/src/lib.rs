@@ -47,7 +47,7 @@ pub use device::{
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;
-pub use kv::{KvCache, KvCacheConfig, KvLayer};
+pub use kv::{KvCache, KvCacheConfig, KvLayer, PageLayout};
 pub use layout::{BatchLayout, PageTable};
 pub use plan::AttentionPlan;
 pub use softmax::SoftmaxState;

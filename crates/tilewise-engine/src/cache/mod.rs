@@ -1,5 +1,7 @@
-//! The key-value cache, as the scheduler sees it: page numbers.
+//! The key-value cache, as the scheduler sees it: page numbers; and what is kept of it behind the device.
 
+pub mod keys;
 pub mod pages;
+pub mod tiers;
 
 pub use pages::{PageId, PagePool};

@@ -70,7 +70,8 @@ pub(crate) fn host(buffer: &dyn DeviceBuffer) -> Result<&HostBuffer> {
         .ok_or_else(|| Error::shape("tensor", "belongs to another device than the cpu"))
 }
 
-fn host_mut(buffer: &mut dyn DeviceBuffer) -> Result<&mut HostBuffer> {
+/// The same to write to.
+pub(crate) fn host_mut(buffer: &mut dyn DeviceBuffer) -> Result<&mut HostBuffer> {
     (buffer as &mut dyn std::any::Any)
         .downcast_mut()
         .ok_or_else(|| Error::shape("tensor", "belongs to another device than the cpu"))

@@ -4,6 +4,7 @@ mod attention;
 mod buffer;
 mod ceilings;
 mod gemm;
+mod pages;
 mod rows;
 mod sample;
 mod simd;
@@ -23,7 +24,8 @@ use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Draw, Error, HeadSpan,
-    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, Result, Sampled, Tensor, TokenView,
+    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, PageLayout, Result, Sampled, Tensor,
+    TokenView,
 };
 
 /// Elements below which a row-wise operation stays on the calling thread.
@@ -177,6 +179,18 @@ impl Device for CpuDevice {
             Ok(KvLayer { keys, values, config: *config })
         });
         Ok(KvCache { layers: layers.collect::<Result<_>>()?, config: *config })
+    }
+
+    fn page_layout(&self, config: &KvCacheConfig) -> PageLayout {
+        pages::layout(config)
+    }
+
+    fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {
+        pages::download(kv, page, bytes)
+    }
+
+    fn upload_page(&self, kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()> {
+        pages::upload(kv, page, bytes)
     }
 
     fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {

@@ -63,6 +63,14 @@ impl Default for Recorder {
     }
 }
 
+/// Some bytes of a buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub buffer: &'a GpuBuffer,
+    pub start: u64,
+    pub len: u64,
+}
+
 /// One launch of a kernel.
 pub(super) struct Launch<'a> {
     pub kernel: &'a super::pipeline::Pipeline,
@@ -190,10 +198,7 @@ impl Context {
             return Ok(());
         }
         self.check()?;
-        if launch.buffers.iter().any(|buffer| !buffer.is_of(self)) {
-            let why = format!("a tensor belongs to another device than {}", self.name);
-            return Err(Error::Shape { op: "tensor", why });
-        }
+        self.check_own(launch.buffers.iter().copied())?;
         let bind_group = self.pipelines.bind_group(&self.device, launch.kernel, launch.buffers);
         let mut recorder = self.lock();
         let epoch = self.epoch();
@@ -256,10 +261,41 @@ impl Context {
         self.wait()
     }
 
-    /// Reads `len` bytes of a buffer, after everything recorded so far.
-    pub(super) fn read(&self, buffer: &GpuBuffer, len: u64) -> Result<Vec<u8>> {
+    /// Copies a buffer's front into places of other buffers, in order with what is recorded.
+    pub(super) fn scatter(&self, source: &GpuBuffer, spans: &[Span<'_>]) -> Result<()> {
+        self.check()?;
+        self.check_own(spans.iter().map(|span| span.buffer))?;
+        let mut recorder = self.lock();
+        recorder.pass = None;
+        let epoch = self.epoch();
+        source.used_in(epoch);
+        let encoder =
+            recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+        let mut from = 0;
+        for span in spans {
+            span.buffer.used_in(epoch);
+            encoder.copy_buffer_to_buffer(source.raw(), from, span.buffer.raw(), span.start, span.len);
+            from += span.len;
+        }
+        Ok(())
+    }
+
+    fn check_own<'a>(&self, mut buffers: impl Iterator<Item = &'a GpuBuffer>) -> Result<()> {
+        if buffers.any(|buffer| !buffer.is_of(self)) {
+            let why = format!("a tensor belongs to another device than {}", self.name);
+            return Err(Error::Shape { op: "tensor", why });
+        }
+        Ok(())
+    }
+
+    /// Replaces `bytes` by what buffers hold, one span after the other, after everything recorded so far. All spans but
+    /// the last are multiples of 4 bytes.
+    pub(super) fn read(&self, spans: &[Span<'_>], bytes: &mut Vec<u8>) -> Result<()> {
+        self.check_own(spans.iter().map(|span| span.buffer))?;
+        bytes.clear();
+        let len: u64 = spans.iter().map(|span| span.len).sum();
         if len == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.check()?;
         let staging = self.pool.staging(&self.device, len);
@@ -270,7 +306,12 @@ impl Context {
             let encoder = recorder
                 .encoder
                 .get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
-            encoder.copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, len.next_multiple_of(4));
+            let mut to = 0;
+            for span in spans {
+                let whole = span.len.next_multiple_of(4);
+                encoder.copy_buffer_to_buffer(span.buffer.raw(), span.start, &staging, to, whole);
+                to += span.len;
+            }
             self.submit_locked(&mut recorder);
             recorder.together = FIRST;
         }
@@ -280,11 +321,12 @@ impl Context {
         self.check()?;
         let failed = |why: String| Error::Device { device: self.name.clone(), why };
         waited.map_err(|error| failed(error.to_string()))?;
-        let bytes =
-            slice.get_mapped_range().map_err(|error| failed(error.to_string()))?[..len as usize].to_vec();
+        let mapped = slice.get_mapped_range().map_err(|error| failed(error.to_string()))?;
+        bytes.extend_from_slice(&mapped[..len as usize]);
+        drop(mapped);
         staging.unmap();
         self.pool.return_staging(staging);
-        Ok(bytes)
+        Ok(())
     }
 
     /// Waits until everything recorded so far is done.

@@ -5,6 +5,7 @@ mod ceilings;
 mod context;
 mod linear;
 mod memory;
+mod pages;
 mod pipeline;
 mod rows;
 mod sample;
@@ -17,15 +18,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use self::attention::Pages;
-use self::context::Context;
+use self::context::{Context, Span};
 use self::linear::Onto;
 use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, Counts, DType, Device, DeviceCaps, DeviceSummary,
-    Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, Result,
-    RotaryHeads, Sampled, Tensor, TokenView, checks,
+    Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, PageLayout,
+    Result, RotaryHeads, Sampled, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -103,11 +104,7 @@ impl GpuDevice {
 
     /// Keys or values of a layer, in as many buffers as the device needs to see them.
     fn pages(&self, config: &KvCacheConfig, dim: usize) -> Result<Tensor> {
-        // Matrix units take f16, which holds every bf16 between 2^-14 and 65504 exactly.
-        let dtype = match config.dtype {
-            DType::Bf16 if self.matrix_tile().is_some() => DType::F16,
-            other => other,
-        };
+        let dtype = pages::stored(self.matrix_tile(), config.dtype);
         let bytes = |dim: usize| config.num_pages.saturating_mul(config.page_size * dim * dtype.size());
         let head = bytes(dim);
         // Keys and values are cut at the same heads.
@@ -171,17 +168,16 @@ impl Device for GpuDevice {
 
     fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         let len = (tensor.len() * tensor.dtype().size()) as u64;
-        let bytes = match Pages::of(tensor) {
-            Err(_) => self.context.read(gpu(tensor)?, len)?,
+        let span = |buffer, len| Span { buffer, start: 0, len };
+        let spans = match Pages::of(tensor) {
+            Err(_) => vec![span(gpu(tensor)?, len)],
             Ok(pages) => {
-                let heads: usize = pages.parts.iter().map(|(heads, _)| heads.len()).sum();
-                let mut bytes = Vec::new();
-                for (own, buffer) in &pages.parts {
-                    bytes.extend(self.context.read(buffer, len / heads as u64 * own.len() as u64)?);
-                }
-                bytes
+                let heads = pages.parts.iter().map(|(heads, _)| heads.len() as u64).sum::<u64>().max(1);
+                pages.parts.iter().map(|(own, buffer)| span(buffer, len / heads * own.len() as u64)).collect()
             }
         };
+        let mut bytes = Vec::new();
+        self.context.read(&spans, &mut bytes)?;
         Ok(match tensor.dtype() {
             DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
             DType::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_ne_bytes(*b).to_f32()).collect(),
@@ -200,6 +196,18 @@ impl Device for GpuDevice {
             Ok(KvLayer { keys, values, config: *config })
         });
         Ok(KvCache { layers: layers.collect::<Result<_>>()?, config: *config })
+    }
+
+    fn page_layout(&self, config: &KvCacheConfig) -> PageLayout {
+        pages::layout(self.matrix_tile(), config)
+    }
+
+    fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {
+        pages::download(&self.context, kv, page, bytes)
+    }
+
+    fn upload_page(&self, kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()> {
+        pages::upload(&self.context, kv, page, bytes)
     }
 
     fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {

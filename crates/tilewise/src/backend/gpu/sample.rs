@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::context::Context;
+use super::context::{Context, Span};
 use super::memory::GpuBuffer;
 use super::pipeline::Specialisation;
 use super::rows::{Args, f32_only, spread};
@@ -36,7 +36,8 @@ pub(super) fn sample(
     let args = Args::default().numbers(&[draws.len(), len, shift]);
     let kernel = kernel(1 << threads.ilog2());
     context.run(kernel, &[f32_only("sample", logits)?, &asked, &sampled], &args, spread(draws.len()))?;
-    let read = context.read(&sampled, bytes)?;
+    let mut read = Vec::new();
+    context.read(&[Span { buffer: &sampled, start: 0, len: bytes }], &mut read)?;
     let words: Vec<u32> = read.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
     let outcome = |(draw, &[id, logprob]): (&Draw, &[u32; SAMPLED])| match id {
         u32::MAX => Err(NotFinite),

@@ -1,0 +1,246 @@
+//! Values as files of a folder.
+//!
+//! A value is `{folder}/{2 hex digits}/{62 hex digits}` of its key's digest. It is written beside its place, synced and
+//! renamed, so that a file under such a name is whole. Nothing else in the folder is read or removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::lru::{Digest, Lru};
+use super::{CacheTier, Source, TierError, Value};
+use crate::cache::keys::{ChunkKey, hex};
+use crate::{Error, Result};
+
+/// Ends the names of files that are being written.
+const PARTIAL: &str = ".partial";
+
+/// What other processes wrote is looked at after so many parts of the bound have been written here.
+const PARTS: u64 = 16;
+
+/// Numbers the files that are being written, over all tiers of the process.
+static NEXT_PARTIAL: AtomicU64 = AtomicU64::new(0);
+
+/// Files up to a number of bytes; those that were not used for longest go first, in an order that survives a restart.
+///
+/// Processes may share a folder. Each looks at what the others did after a sixteenth of the bound of its own, so that
+/// many may exceed it by that much each.
+#[derive(Debug)]
+pub struct DiskTier {
+    folder: PathBuf,
+    max_bytes: u64,
+    uses: Lru<SystemTime>,
+    last_use: SystemTime,
+    written_since_scan: u64,
+}
+
+impl DiskTier {
+    /// Opens a folder or makes it, removes what writers that are gone left half written, and evicts what is above
+    /// `max_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the folder cannot be made or listed. One that cannot be written to is opened, and refuses
+    /// stores.
+    pub fn open(folder: &Path, max_bytes: u64) -> Result<Self> {
+        let failed = |e| Error::file(folder.display().to_string(), e);
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        fs::read_dir(folder).map_err(failed)?;
+        let mut tier = Self {
+            folder: folder.to_owned(),
+            max_bytes,
+            uses: Lru::new(),
+            last_use: SystemTime::UNIX_EPOCH,
+            written_since_scan: 0,
+        };
+        tier.partial_files().iter().for_each(|path| remove_if_left(path));
+        tier.scan();
+        tier.evict_to(max_bytes);
+        Ok(tier)
+    }
+
+    /// Learns what is in the folder now.
+    fn scan(&mut self) {
+        self.uses = Lru::new();
+        self.written_since_scan = 0;
+        for (prefix, entry) in self.entries() {
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|rest| digest_of(&prefix, rest));
+            let file = entry.metadata().ok().filter(fs::Metadata::is_file);
+            if let (Some(digest), Some(file)) = (digest, file) {
+                let used = file.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                self.uses.insert(digest, file.len(), used);
+                self.last_use = self.last_use.max(used);
+            }
+        }
+    }
+
+    /// The entries of the folders of two digits, with those digits.
+    fn entries(&self) -> impl Iterator<Item = (String, fs::DirEntry)> + use<> {
+        let folder = self.folder.clone();
+        (0..=u8::MAX).flat_map(move |byte| {
+            let prefix = hex(&[byte]);
+            let entries = fs::read_dir(folder.join(&prefix)).into_iter().flatten().flatten();
+            entries.map(move |entry| (prefix.clone(), entry))
+        })
+    }
+
+    fn partial_files(&self) -> Vec<PathBuf> {
+        let paths = self.entries().map(|(_, entry)| entry.path());
+        paths.filter(|path| path.to_str().is_some_and(|path| path.ends_with(PARTIAL))).collect()
+    }
+
+    /// Removes what was not used for longest until at most `bytes` are left.
+    fn evict_to(&mut self, bytes: u64) {
+        while self.uses.bytes() > bytes
+            && let Some(oldest) = self.uses.oldest()
+        {
+            // What cannot be removed here will be found again by the next scan.
+            let _ = fs::remove_file(self.path(&oldest));
+            self.uses.remove(&oldest);
+        }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let name = hex(digest);
+        self.folder.join(&name[..2]).join(&name[2..])
+    }
+
+    /// The time of a use: later than all before, also where the clock is coarse or goes back.
+    fn now(&mut self) -> SystemTime {
+        let next = self.last_use.checked_add(Duration::from_micros(1)).unwrap_or(self.last_use);
+        self.last_use = SystemTime::now().max(next);
+        self.last_use
+    }
+
+    /// Notes a use here and, for later and for others, at the file.
+    fn touch(&mut self, digest: Digest, file: &File) -> io::Result<()> {
+        let now = self.now();
+        self.uses.insert(digest, file.metadata()?.len(), now);
+        // In a folder that cannot be written to, nobody evicts either.
+        let _ = file.set_modified(now);
+        Ok(())
+    }
+
+    /// The file of a key, if there is one.
+    fn file(&mut self, digest: &Digest) -> Result<Option<File>, TierError> {
+        match File::open(self.path(digest)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.uses.remove(digest);
+                Ok(None)
+            }
+            Err(error) => Err(refused(&error)),
+        }
+    }
+
+    fn write(&mut self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path(digest);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let number = NEXT_PARTIAL.fetch_add(1, Ordering::Relaxed);
+        let partial = path.with_extension(format!("{}-{number}{PARTIAL}", std::process::id()));
+        let now = self.now();
+        let written = write_whole(&partial, bytes, now).and_then(|_locked| fs::rename(&partial, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&partial);
+        }
+        written?;
+        self.uses.insert(*digest, bytes.len() as u64, now);
+        self.written_since_scan += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl CacheTier for DiskTier {
+    fn source(&self) -> Source {
+        Source::Disk
+    }
+
+    fn store(&mut self, key: &ChunkKey, value: &Value) -> Result<(), TierError> {
+        let bytes = value.as_bytes();
+        let len = bytes.len() as u64;
+        if len > self.max_bytes {
+            return Err(TierError::Refused(format!("{len} bytes into {}", self.max_bytes)));
+        }
+        if self.written_since_scan + len > self.max_bytes / PARTS {
+            self.scan();
+        }
+        let digest = key.digest();
+        self.evict_to(self.max_bytes - len);
+        self.write(&digest, bytes).map_err(|error| refused(&error))
+    }
+
+    fn load(&mut self, key: &ChunkKey) -> Result<Option<Value>, TierError> {
+        let digest = key.digest();
+        let Some(file) = self.file(&digest)? else { return Ok(None) };
+        // A file that is longer than it may be is read to where that shows.
+        let limit = Value::sealed_len(key) as u64 + 1;
+        let len = file.metadata().map_err(|error| refused(&error))?.len().min(limit);
+        let mut bytes = Vec::with_capacity(len as usize);
+        (&file).take(limit).read_to_end(&mut bytes).map_err(|error| refused(&error))?;
+        self.touch(digest, &file).map_err(|error| refused(&error))?;
+        Ok(Some(Value::from_bytes(bytes)))
+    }
+
+    fn contains(&mut self, key: &ChunkKey) -> Result<bool, TierError> {
+        let digest = key.digest();
+        let Some(file) = self.file(&digest)? else { return Ok(false) };
+        self.touch(digest, &file).map_err(|error| refused(&error))?;
+        Ok(true)
+    }
+
+    fn remove(&mut self, key: &ChunkKey) -> Result<(), TierError> {
+        let digest = key.digest();
+        self.uses.remove(&digest);
+        match fs::remove_file(self.path(&digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn held_bytes(&self) -> Option<u64> {
+        Some(self.uses.bytes())
+    }
+}
+
+/// Writes and syncs a file that stays locked as long as it is open, so that nobody takes it for a leftover.
+fn write_whole(path: &Path, bytes: &[u8], modified: SystemTime) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    // Where there are no locks, it may be taken for a leftover, and the rename fails.
+    let _ = file.try_lock();
+    file.write_all(bytes)?;
+    file.set_modified(modified)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Removes a file that was being written, if its writer is gone: a lock goes with the process that held it.
+fn remove_if_left(path: &Path) {
+    if let Ok(file) = File::open(path)
+        && file.try_lock().is_ok()
+    {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The digest that two and 62 hexadecimal digits spell.
+fn digest_of(prefix: &str, rest: &str) -> Option<Digest> {
+    let digits: Vec<u8> = prefix.chars().chain(rest.chars()).map(digit).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.as_chunks::<2>().0.iter().map(|[high, low]| high << 4 | low).collect();
+    (digits.len() == 64).then_some(bytes)?.try_into().ok()
+}
+
+/// Lower case only: one file has one name.
+fn digit(c: char) -> Option<u8> {
+    if c.is_ascii_uppercase() { None } else { c.to_digit(16).map(|digit| digit as u8) }
+}
+
+/// A disk answers in time; what it refuses now it may take later.
+fn refused(error: &io::Error) -> TierError {
+    TierError::Refused(error.to_string())
+}

@@ -1,0 +1,67 @@
+//! Pages as bytes, to be kept elsewhere: copies between buffers, and one transfer for all layers.
+
+use std::sync::Arc;
+
+use super::attention::Pages;
+use super::context::{Context, Span};
+use super::memory::GpuBuffer;
+use crate::{DType, KvCache, KvCacheConfig, PageLayout, Result, Tensor, checks};
+
+/// The type that pages of a cache are kept in. Matrix units take f16, which holds every bf16 between 2^-14 and 65504
+/// exactly.
+pub(super) fn stored(matrix_tile: Option<u32>, dtype: DType) -> DType {
+    match dtype {
+        DType::Bf16 if matrix_tile.is_some() => DType::F16,
+        other => other,
+    }
+}
+
+/// Per layer keys, then values, each `[head, slot, dim]`. Products of matrix units round, so that what they computed
+/// goes by another name.
+pub(super) fn layout(matrix_tile: Option<u32>, config: &KvCacheConfig) -> PageLayout {
+    let name = matrix_tile.map_or("rows".to_owned(), |tile| format!("rows-tile-{tile}"));
+    let dtype = stored(matrix_tile, config.dtype);
+    PageLayout { name, dtype, bytes: page_bytes(config, dtype) }
+}
+
+fn page_bytes(config: &KvCacheConfig, dtype: DType) -> usize {
+    let row = config.head_dim + config.value_dim;
+    config.num_layers * config.num_kv_heads * config.page_size * row * dtype.size()
+}
+
+/// Replaces `bytes` by a page.
+pub(super) fn download(context: &Context, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {
+    checks::page("download_page", kv, page, kv.config.value_dim)?;
+    context.read(&spans(kv, page)?, bytes)
+}
+
+/// Overwrites a page.
+pub(super) fn upload(context: &Arc<Context>, kv: &KvCache, page: u32, bytes: &[u8]) -> Result<()> {
+    checks::page("upload_page", kv, page, kv.config.value_dim)?;
+    let spans = spans(kv, page)?;
+    checks::page_bytes("upload_page", bytes.len(), spans.iter().map(|span| span.len as usize).sum())?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let source = GpuBuffer::to_write(context, || "a page".to_owned(), bytes.len() as u64)?;
+    context.write(&source, 0, bytes)?;
+    context.scatter(&source, &spans)
+}
+
+/// Where a page is, in the order of its bytes. All lengths are multiples of 16 slots of 8 elements.
+fn spans(kv: &KvCache, page: u32) -> Result<Vec<Span<'_>>> {
+    let mut spans = Vec::new();
+    for tensor in kv.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
+        let head = head_bytes(tensor);
+        for (heads, buffer) in &Pages::of(tensor)?.parts {
+            let len = head * heads.len() as u64;
+            spans.push(Span { buffer, start: u64::from(page) * len, len });
+        }
+    }
+    Ok(spans)
+}
+
+/// Bytes of a head in a page.
+fn head_bytes(tensor: &Tensor) -> u64 {
+    (tensor.row_len() * tensor.dtype().size()) as u64
+}
