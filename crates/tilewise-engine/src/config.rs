@@ -33,6 +33,8 @@ pub struct EngineConfig {
     pub max_batch_tokens: usize,
     /// Sequences that run together at most.
     pub max_running: usize,
+    /// Whether full pages are kept after their request and shared by prompts that begin alike.
+    pub prefix_cache: bool,
     /// What a step serves first.
     pub priority: Priority,
     /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
@@ -48,6 +50,7 @@ impl Default for EngineConfig {
             kv: KvBudget::Fraction(0.8),
             max_batch_tokens: 2048,
             max_running: 64,
+            prefix_cache: true,
             priority: Priority::Decode,
             attention_kernel: None,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig, Tensor};
 
 use crate::cache::PagePool;
+use crate::cache::prefix::PrefixStats;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
 use crate::sampler;
@@ -30,12 +31,14 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Sequences that hold pages.
     pub running: usize,
-    /// Tokens that the free pages hold.
+    /// Tokens that fit the pages which no sequence holds; cached prefixes give way.
     pub free_tokens: usize,
     /// Tokens that all pages hold.
     pub total_tokens: usize,
     /// How often a sequence lost its pages to an older one, so far.
     pub preemptions: u64,
+    /// What the prefix cache was asked for and had.
+    pub prefix: PrefixStats,
 }
 
 impl Engine {
@@ -75,6 +78,7 @@ impl Engine {
                 page_size: config.page_size,
                 max_context: sizes.max_positions,
                 priority: config.priority,
+                prefix_cache: config.prefix_cache,
             }),
             limits,
             device,
@@ -149,6 +153,11 @@ impl Engine {
         self.scheduler.set_max_batch_tokens(max_batch_tokens.min(self.limits.max_batch_tokens));
     }
 
+    /// Forgets all cached prefixes that no sequence holds.
+    pub fn clear_prefix_cache(&mut self) {
+        self.scheduler.clear_prefix_cache(&mut self.pages);
+    }
+
     /// The model's sizes.
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
@@ -165,9 +174,10 @@ impl Engine {
         EngineStats {
             waiting: self.scheduler.num_waiting(),
             running: self.scheduler.num_running(),
-            free_tokens: self.pages.num_free() * page_size,
+            free_tokens: (self.pages.num_free() + self.pages.num_idle()) * page_size,
             total_tokens: self.pages.num_pages() * page_size,
             preemptions: self.scheduler.num_preemptions(),
+            prefix: self.scheduler.prefix_stats(),
         }
     }
 

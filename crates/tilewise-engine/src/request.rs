@@ -69,6 +69,8 @@ pub struct GenerateRequest {
     pub stop_ids: Vec<u32>,
     /// Whether to go on after the model's own end-of-text tokens, as benchmarks do.
     pub ignore_eos: bool,
+    /// Whose cached prefixes it may share: those of requests with the same salt, and no others.
+    pub cache_salt: Option<String>,
 }
 
 impl GenerateRequest {
@@ -80,6 +82,7 @@ impl GenerateRequest {
             max_new_tokens,
             stop_ids: Vec::new(),
             ignore_eos: false,
+            cache_salt: None,
         }
     }
 
@@ -138,11 +141,13 @@ pub enum Event {
         /// Natural logarithm of its probability at temperature 1, over the whole vocabulary, where asked for.
         logprob: Option<f32>,
     },
-    /// The request is over; its pages are free again.
+    /// The request is over and holds no pages.
     Finished {
         /// The request.
         request: RequestId,
         /// Why.
         reason: FinishReason,
+        /// Tokens of the prompt that were not computed, because their pages were in the cache.
+        cached_tokens: usize,
     },
 }

@@ -51,6 +51,24 @@ fn greedy_tokens_equal_transformers() {
 }
 
 #[test]
+fn a_prompt_that_was_seen_computes_at_most_a_page_and_gives_the_same_bits() {
+    let mut engine = open(&demo(), &small()).unwrap();
+    for case in expected() {
+        let mut request = GenerateRequest::new(ids(&case["prompt_ids"]).repeat(8), 12);
+        request.sampling.logprobs = true;
+        let cold = run_one(&mut engine, &request);
+        engine.submit(request.clone()).unwrap();
+        let mut computed = 0;
+        engine.step_observed(|batch, _| computed = batch.token_ids.len()).unwrap();
+        assert!((1..=32).contains(&computed), "{computed} of {} tokens", request.prompt.len());
+        while engine.has_work() {
+            engine.step().unwrap();
+        }
+        assert_eq!(run_one(&mut engine, &request), cold, "{}", case["prompt"]);
+    }
+}
+
+#[test]
 fn greedy_text_in_f32_is_the_same_on_cpu_and_gpu() {
     let config = EngineConfig { dtype: Some(DType::F32), kv_dtype: Some(DType::F32), ..small() };
     let tokenizer = ModelSource::Folder(demo()).tokenizer().unwrap();

@@ -109,6 +109,25 @@ fn preemption_changes_no_bit() {
 }
 
 #[test]
+fn a_cached_prefix_changes_no_bit() {
+    let requests = requests(12);
+    let want = alone(Dtype::BF16, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    for (page_size, max_batch_tokens) in [(16, 256), (32, 17)] {
+        let config = EngineConfig { page_size, max_batch_tokens, ..small() };
+        let mut engine = open(folder.path(), &config).unwrap();
+        assert_same("cold", &run_all(&mut engine, &requests), &want);
+        let cold = engine.stats().prefix.hit_tokens;
+        assert_same("cached", &run_all(&mut engine, &requests), &want);
+        let cached = |request: &GenerateRequest| (request.prompt.len() - 1) / page_size * page_size;
+        let hit = (engine.stats().prefix.hit_tokens - cold) as usize;
+        assert_eq!(hit, requests.iter().map(cached).sum::<usize>(), "all but the last page of each");
+        engine.clear_prefix_cache();
+        assert_same("cleared", &run_all(&mut engine, &requests), &want);
+    }
+}
+
+#[test]
 fn requests_that_join_and_leave_change_nobody_else() {
     let requests = requests(9);
     let want = alone(Dtype::BF16, &requests);

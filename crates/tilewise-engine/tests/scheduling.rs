@@ -24,6 +24,7 @@ impl Bench {
             page_size: PAGE,
             max_context: 1000,
             priority,
+            prefix_cache: false,
         };
         Self { scheduler: Scheduler::new(config), pages: PagePool::new(num_pages) }
     }
@@ -229,7 +230,10 @@ fn a_stop_token_is_reported_and_ends_the_request() {
     bench.step();
     let batch = bench.schedule().unwrap();
     let events = bench.commit(&batch, 9);
-    assert_eq!(events.last(), Some(&Event::Finished { request: id, reason: FinishReason::Stop(9) }));
+    assert_eq!(
+        events.last(),
+        Some(&Event::Finished { request: id, reason: FinishReason::Stop(9), cached_tokens: 0 })
+    );
     assert_eq!(events.len(), 2);
     assert_eq!(bench.pages.num_free(), 8);
 }
@@ -244,7 +248,11 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
     assert_eq!(
         events,
         [
-            Event::Finished { request: bad, reason: FinishReason::Failed(NotFinite.to_string()) },
+            Event::Finished {
+                request: bad,
+                reason: FinishReason::Failed(NotFinite.to_string()),
+                cached_tokens: 0
+            },
             Event::Token { request: good, id: 2, logprob: None },
         ]
     );

@@ -2,6 +2,8 @@
 
 pub mod keys;
 pub mod pages;
+pub mod prefix;
 pub mod tiers;
 
 pub use pages::{PageId, PagePool};
+pub use prefix::PrefixTree;

@@ -9,13 +9,16 @@ pub struct PageId(pub u32);
 pub struct PagePool {
     free: Vec<PageId>,
     holders: Vec<u32>,
+    /// Whether the prefix tree is one of the holders.
+    cached: Vec<bool>,
+    idle: usize,
 }
 
 impl PagePool {
     /// A pool of `num_pages` free pages.
     pub fn new(num_pages: usize) -> Self {
         let free = (0..num_pages as u32).rev().map(PageId).collect();
-        Self { free, holders: vec![0; num_pages] }
+        Self { free, holders: vec![0; num_pages], cached: vec![false; num_pages], idle: 0 }
     }
 
     /// The number of pages, free or not.
@@ -26,6 +29,46 @@ impl PagePool {
     /// The number of pages that nobody holds.
     pub fn num_free(&self) -> usize {
         self.free.len()
+    }
+
+    /// The number of pages that only the prefix tree holds: they are free as soon as they are evicted.
+    pub fn num_idle(&self) -> usize {
+        self.idle
+    }
+
+    /// How often a page is held.
+    pub fn holders(&self, page: PageId) -> u32 {
+        self.holders[page.0 as usize]
+    }
+
+    /// Holds pages once more that somebody holds already.
+    ///
+    /// # Panics
+    /// If a page is free, which would be a bug of the caller.
+    pub fn retain(&mut self, pages: &[PageId]) {
+        for &page in pages {
+            assert!(self.holders(page) > 0, "page {} is shared but free", page.0);
+            self.idle -= usize::from(self.is_idle(page));
+            self.holders[page.0 as usize] += 1;
+        }
+    }
+
+    /// Holds a page once more, for the prefix tree.
+    pub(super) fn cache(&mut self, page: PageId) {
+        self.retain(&[page]);
+        self.cached[page.0 as usize] = true;
+    }
+
+    /// Gives up the prefix tree's hold on a page.
+    pub(super) fn uncache(&mut self, page: PageId) {
+        self.idle -= usize::from(self.is_idle(page));
+        self.cached[page.0 as usize] = false;
+        self.release([page]);
+    }
+
+    /// Whether only the prefix tree holds a page.
+    pub(super) fn is_idle(&self, page: PageId) -> bool {
+        self.cached[page.0 as usize] && self.holders(page) == 1
     }
 
     /// Appends `count` pages to `pages`, held once each, and returns true; or, if there are too few, changes
@@ -54,6 +97,7 @@ impl PagePool {
             if *holders == 0 {
                 self.free.push(page);
             }
+            self.idle += usize::from(self.is_idle(page));
         }
     }
 }

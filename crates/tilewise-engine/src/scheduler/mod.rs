@@ -5,7 +5,8 @@
 //!
 //! Invariants: a running sequence holds pages for all of its tokens but those it has yet to generate; both
 //! queues are in order of submission, except that sequences which were preempted wait in front; the oldest
-//! running sequence is never preempted, so that something always finishes.
+//! running sequence is never preempted, so that something always finishes. Pages that become full are in the
+//! prefix tree from the same commit on. A sequence waits for a prefix only while a running one computes it.
 
 mod batch;
 mod sequence;
@@ -17,7 +18,8 @@ pub use batch::{BatchPlan, ScheduledSequence};
 use sequence::Sequence;
 use tilewise::{NotFinite, Sampled};
 
-use crate::cache::PagePool;
+use crate::cache::prefix::PrefixStats;
+use crate::cache::{PagePool, PrefixTree};
 use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result};
 
 /// What a step serves first when its token budget does not hold everything.
@@ -42,6 +44,8 @@ pub struct SchedulerConfig {
     pub max_context: usize,
     /// What a step serves first.
     pub priority: Priority,
+    /// Whether full pages are shared and kept.
+    pub prefix_cache: bool,
 }
 
 /// The queues.
@@ -50,6 +54,7 @@ pub struct Scheduler {
     config: SchedulerConfig,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    prefix: PrefixTree,
     submitted: u64,
     preemptions: u64,
 }
@@ -57,7 +62,14 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler with empty queues.
     pub fn new(config: SchedulerConfig) -> Self {
-        Self { config, waiting: VecDeque::new(), running: Vec::new(), submitted: 0, preemptions: 0 }
+        Self {
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            prefix: PrefixTree::new(config.page_size),
+            submitted: 0,
+            preemptions: 0,
+        }
     }
 
     /// Queues a request and names it.
@@ -115,6 +127,16 @@ impl Scheduler {
         self.preemptions
     }
 
+    /// What the prefix cache was asked for and had.
+    pub fn prefix_stats(&self) -> PrefixStats {
+        self.prefix.stats()
+    }
+
+    /// Forgets all cached pages that no sequence holds.
+    pub fn clear_prefix_cache(&mut self, pages: &mut PagePool) {
+        self.prefix.evict(usize::MAX, pages);
+    }
+
     /// The next step's batch; `None` if there is nothing to do.
     ///
     /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
@@ -148,7 +170,7 @@ impl Scheduler {
                 continue;
             }
             let fits = loop {
-                if self.running[index].reserve(self.config.page_size, pages) {
+                if self.running[index].reserve(&mut self.prefix, pages) {
                     break true;
                 }
                 self.preempt_youngest(pages);
@@ -176,20 +198,47 @@ impl Scheduler {
     /// Admits sequences in order of submission while there are tokens in the budget and pages for all their
     /// tokens.
     ///
-    /// A page per running sequence stays free, because each may soon need one.
+    /// A page per running sequence stays free, because each may soon need one. A sequence whose next pages a
+    /// running one is just computing waits for them instead of computing them again.
     fn admit(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
         while batch.room() > 0 && self.running.len() < self.config.max_running {
-            let reserve = self.running.len();
-            let Some(sequence) = self.waiting.front_mut() else { return };
-            let need = sequence.len().div_ceil(self.config.page_size);
-            if need + reserve > pages.num_free() || !sequence.reserve(self.config.page_size, pages) {
+            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            if !self.start(&mut sequence, pages) {
+                sequence.preempt(pages);
+                self.waiting.push_front(sequence);
                 return;
             }
-            let Some(sequence) = self.waiting.pop_front() else { return };
             batch.push(&sequence, sequence.pending().min(batch.room()));
             let index = self.running.partition_point(|other| other.id < sequence.id);
             self.running.insert(index, sequence);
         }
+    }
+
+    /// Gives a sequence pages for all its tokens, cached ones first; false if it has to wait.
+    fn start(&mut self, sequence: &mut Sequence, pages: &mut PagePool) -> bool {
+        let page_size = self.config.page_size;
+        if self.config.prefix_cache {
+            sequence.adopt(&mut self.prefix, pages);
+            let (held, computed) = (sequence.pages.len(), |other: &Sequence| other.computed / page_size);
+            let computes_more = |other: &Sequence| {
+                let common = sequence.common_pages(other, page_size);
+                common > held && common > computed(other)
+            };
+            if self.running.iter().any(computes_more) {
+                return false;
+            }
+        }
+        let need = sequence.len().div_ceil(page_size) - sequence.pages.len();
+        if need + self.running.len() > pages.num_free() + pages.num_idle()
+            || !sequence.reserve(&mut self.prefix, pages)
+        {
+            return false;
+        }
+        if self.config.prefix_cache {
+            self.prefix.count(sequence.len(), sequence.computed);
+        }
+        sequence.cached_tokens.get_or_insert(sequence.computed);
+        true
     }
 
     /// Takes the pages of the youngest running sequence, which will compute its tokens again.
@@ -217,6 +266,9 @@ impl Scheduler {
                 continue;
             };
             self.running[index].advance(scheduled.num_tokens);
+            if self.config.prefix_cache && !matches!(outcome, Some(Err(_))) {
+                self.running[index].publish(&mut self.prefix, pages);
+            }
             let finished = match outcome {
                 None => None,
                 Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
@@ -226,8 +278,10 @@ impl Scheduler {
                 }
             };
             if let Some(reason) = finished {
-                self.running.remove(index).release(pages);
-                events.push(Event::Finished { request: scheduled.request, reason });
+                let sequence = self.running.remove(index);
+                let cached_tokens = sequence.cached_tokens.unwrap_or(0);
+                sequence.release(pages);
+                events.push(Event::Finished { request: scheduled.request, reason, cached_tokens });
             }
         }
         events

@@ -1,6 +1,6 @@
 //! One request's tokens and pages.
 
-use crate::cache::{PageId, PagePool};
+use crate::cache::{PageId, PagePool, PrefixTree};
 use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
 
 #[derive(Debug)]
@@ -12,6 +12,12 @@ pub(super) struct Sequence {
     pub(super) computed: usize,
     pub(super) pages: Vec<PageId>,
     pub(super) sampling: SamplingParams,
+    /// Who may share its pages.
+    pub(super) salt: Option<String>,
+    /// Tokens of the prompt that were found in the cache; `None` before its first admission.
+    pub(super) cached_tokens: Option<usize>,
+    /// Pages that are in the prefix tree, from the front.
+    published: usize,
     stop_ids: Vec<u32>,
     /// The number of tokens at which the sequence ends.
     max_tokens: usize,
@@ -29,6 +35,9 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             sampling: request.sampling,
+            salt: request.cache_salt,
+            cached_tokens: None,
+            published: 0,
             stop_ids: request.stop_ids,
         }
     }
@@ -47,15 +56,45 @@ impl Sequence {
         self.pending() == 1 && self.tokens.len() > self.prompt_len
     }
 
-    /// Takes the pages that its tokens still lack, all of them or none.
-    pub(super) fn reserve(&mut self, page_size: usize, pages: &mut PagePool) -> bool {
-        let lacking = self.tokens.len().div_ceil(page_size).saturating_sub(self.pages.len());
-        pages.allocate(lacking, &mut self.pages)
+    /// Takes the pages that its tokens still lack, all of them or none; cached pages that nobody uses give way.
+    pub(super) fn reserve(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) -> bool {
+        let lacking = self.tokens.len().div_ceil(prefix.page_size()).saturating_sub(self.pages.len());
+        prefix.make_room(lacking, pages) && pages.allocate(lacking, &mut self.pages)
     }
 
+    /// Starts with the pages that the tree has of its tokens, but always computes the last token, whose logits are
+    /// needed.
+    pub(super) fn adopt(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) {
+        let usable = self.tokens.len() - 1;
+        self.pages = prefix.lookup(self.salt.as_deref(), &self.tokens[..usable], pages);
+        self.published = self.pages.len();
+        self.computed = self.published * prefix.page_size();
+    }
+
+    /// Puts the pages that became full into the tree, so that others can share them at once.
+    pub(super) fn publish(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) {
+        let full = self.computed / prefix.page_size();
+        if full > self.published {
+            let tokens = &self.tokens[..full * prefix.page_size()];
+            prefix.insert(self.salt.as_deref(), tokens, &mut self.pages[..full], pages);
+            self.published = full;
+        }
+    }
+
+    /// Whole pages that both will have the same, if they may share any.
+    pub(super) fn common_pages(&self, other: &Self, page_size: usize) -> usize {
+        if self.salt != other.salt {
+            return 0;
+        }
+        let usable = &self.tokens[..self.tokens.len() - 1];
+        usable.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count() / page_size
+    }
+
+    /// Gives up all pages; the full ones stay in the tree until somebody needs their room.
     pub(super) fn preempt(&mut self, pages: &mut PagePool) {
         pages.release(self.pages.drain(..));
         self.computed = 0;
+        self.published = 0;
     }
 
     pub(super) fn release(mut self, pages: &mut PagePool) {

@@ -205,7 +205,7 @@ pub(crate) fn run_all(engine: &mut Engine, requests: &[GenerateRequest]) -> Vec<
                     outcome.tokens.push(id);
                     outcome.logprob_bits.extend(logprob.map(f32::to_bits));
                 }
-                Event::Finished { request, reason } => {
+                Event::Finished { request, reason, .. } => {
                     outcomes[ids.iter().position(|&known| known == request).unwrap()].reason = Some(reason);
                 }
                 _ => {}

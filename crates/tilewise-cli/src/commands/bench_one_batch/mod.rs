@@ -118,6 +118,8 @@ fn engine_config(args: &BenchOneBatchArgs, cases: &[Case]) -> EngineConfig {
         case.batch_size.saturating_mul(pages * config.page_size)
     };
     EngineConfig {
+        // What is timed is computing prompts, not finding them.
+        prefix_cache: false,
         dtype: args.dtype.0,
         kv: KvBudget::Tokens(cases.iter().map(tokens).max().unwrap_or(1)),
         max_running: cases.iter().map(|case| case.batch_size).max().unwrap_or(1),
