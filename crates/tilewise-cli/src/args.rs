@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Measure a model's prefill and decode, one batch at a time
     BenchOneBatch(BenchOneBatchArgs),
+    /// Measure a trace of requests through the engine: throughput, latencies, cache hits
+    BenchServingOffline(BenchServingOfflineArgs),
     /// List the devices that --device can name
     Devices(DevicesArgs),
     /// Say which attention kernel a shape gets, by which rule and record
@@ -310,12 +312,78 @@ pub(crate) struct BenchOneBatchArgs {
     /// Tokens that one step computes at most
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) chunked_prefill_size: usize,
-    /// Accepted for compatibility; there is no prefix cache yet, so nothing changes
+    /// Accepted for compatibility: prompts are computed and never looked up here
     #[arg(long)]
     pub(crate) disable_radix_cache: bool,
     /// Devices to split the model over; only 1 is possible
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) tp_size: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchServingOfflineArgs {
+    /// synthetic, or a file with a JSON object per line: arrival_s, prompt_ids or prompt, max_new_tokens, cache_salt,
+    /// ignore_eos
+    #[arg(long, default_value = "synthetic", value_name = "synthetic|FILE")]
+    pub(crate) trace: PathBuf,
+    /// Requests of the synthetic trace
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) num_requests: usize,
+    /// Prefixes that the synthetic requests share
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) prefixes: usize,
+    /// Tokens of a shared prefix; 0 for none
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub(crate) prefix_len: usize,
+    /// Tokens of a prompt after its prefix
+    #[arg(long, default_value = "16,128", value_parser = range, value_name = "N|FROM,TO")]
+    pub(crate) input_len: (usize, usize),
+    /// Tokens to generate
+    #[arg(long, default_value = "16,64", value_parser = range, value_name = "N|FROM,TO")]
+    pub(crate) output_len: (usize, usize),
+    /// Synthetic requests per second, at random times; all at once unless given
+    #[arg(long, value_name = "R")]
+    pub(crate) request_rate: Option<f64>,
+    /// Selects the synthetic trace
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub(crate) seed: u64,
+    /// A Hugging Face folder; the embedded model unless given
+    #[arg(long, visible_alias = "model-path", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Where the weights come from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) load_format: LoadFormat,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+    /// Element type of the weights in memory; auto is the file's
+    #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
+    pub(crate) dtype: WeightDType,
+    /// Sequences that run together at most
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) max_running: usize,
+    /// Tokens that one step computes at most
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub(crate) chunked_prefill_size: usize,
+    /// Tokens that the cache holds; as many as fit unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_tokens: Option<usize>,
+    /// Compute every prompt whole
+    #[arg(long)]
+    pub(crate) disable_radix_cache: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// Parses `N` or `FROM,TO`.
+fn range(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("{text:?} is no number"));
+    match text.split_once(',') {
+        Some((from, to)) => Ok((number(from)?, number(to)?)),
+        None => number(text).map(|n| (n, n)),
+    }
 }
 
 /// An element type of weights, or that of the file.

@@ -7,7 +7,7 @@ use tilewise::Device;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{Engine, EngineConfig};
 
-use crate::args::DeviceArgs;
+use crate::args::{DeviceArgs, LoadFormat};
 use crate::embedded::DEMO;
 use crate::error::CliError;
 use crate::progress::LoadingBar;
@@ -22,6 +22,20 @@ pub(crate) fn source(folder: Option<&Path>) -> ModelSource {
     match folder {
         Some(folder) => ModelSource::Folder(folder.to_owned()),
         None => ModelSource::Embedded(DEMO),
+    }
+}
+
+/// The folder given with its weights or with random ones, or the embedded model.
+///
+/// # Errors
+/// [`CliError::Usage`] where random weights have no folder with a `config.json`.
+pub(crate) fn source_of(format: LoadFormat, folder: Option<&Path>) -> Result<ModelSource, CliError> {
+    match (format, folder) {
+        (LoadFormat::Auto, folder) => Ok(source(folder)),
+        (LoadFormat::Dummy, Some(folder)) => Ok(ModelSource::Dummy(folder.to_owned())),
+        (LoadFormat::Dummy, None) => Err(CliError::Usage(
+            "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
+        )),
     }
 }
 

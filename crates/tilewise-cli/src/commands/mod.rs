@@ -2,6 +2,7 @@
 
 pub(crate) mod bench_attention;
 pub(crate) mod bench_one_batch;
+pub(crate) mod bench_serving_offline;
 pub(crate) mod devices;
 pub(crate) mod explain;
 pub(crate) mod generate;
@@ -40,4 +41,12 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 /// A value as one line of JSON.
 pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<String, CliError> {
     serde_json::to_string(value).map_err(|error| CliError::Failed(error.to_string()))
+}
+
+/// A well-mixed number for each input: prompts of benchmarks are random but the same in every run.
+pub(crate) fn scatter(index: u64) -> u64 {
+    let mut x = index.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (x ^ (x >> 31)) >> 8
 }

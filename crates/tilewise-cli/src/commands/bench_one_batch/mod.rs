@@ -8,11 +8,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tilewise::{Counts, Device};
-use tilewise_engine::model::ModelSource;
 use tilewise_engine::scheduler::Priority;
 use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget};
 
-use crate::args::{BenchOneBatchArgs, LoadFormat};
+use crate::args::BenchOneBatchArgs;
 use crate::error::CliError;
 use crate::model;
 
@@ -47,7 +46,7 @@ struct Case {
 pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     check(args)?;
     let device = super::open_device(&args.device, &args.policy)?;
-    let source = source(args)?;
+    let source = model::source_of(args.load_format, args.model_path.as_deref())?;
     if args.correctness_test {
         return correctness::run(args, &device, &source);
     }
@@ -85,16 +84,6 @@ fn check(args: &BenchOneBatchArgs) -> Result<(), CliError> {
         }
     }
     Ok(())
-}
-
-fn source(args: &BenchOneBatchArgs) -> Result<ModelSource, CliError> {
-    match (args.load_format, &args.model_path) {
-        (LoadFormat::Auto, folder) => Ok(model::source(folder.as_deref())),
-        (LoadFormat::Dummy, Some(folder)) => Ok(ModelSource::Dummy(folder.clone())),
-        (LoadFormat::Dummy, None) => Err(CliError::Usage(
-            "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
-        )),
-    }
 }
 
 fn cases(args: &BenchOneBatchArgs) -> Vec<Case> {
@@ -142,7 +131,7 @@ fn measure<'a>(
     let Case { batch_size, input_len, output_len } = case;
     let vocab = engine.config().vocab_size.min(10_000) as u64;
     for sequence in 0..batch_size as u64 {
-        let ids = (0..input_len as u64).map(|index| (scatter(sequence << 32 | index) % vocab) as u32);
+        let ids = (0..input_len as u64).map(|index| (super::scatter(sequence << 32 | index) % vocab) as u32);
         let mut request = GenerateRequest::new(ids.collect(), output_len);
         request.ignore_eos = true;
         engine.submit(request)?;
@@ -221,12 +210,4 @@ fn per_step(before: Option<Counts>, after: Option<Counts>, steps: usize) -> Opti
             each(after.downloads, before.downloads),
         ]
     })
-}
-
-/// A well-mixed number for each input: the prompts are random but the same in every run.
-fn scatter(index: u64) -> u64 {
-    let mut x = index.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (x ^ (x >> 31)) >> 8
 }

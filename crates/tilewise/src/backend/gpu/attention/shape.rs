@@ -63,7 +63,7 @@ impl MatrixShape {
         // (bench/records/2026-11-24-h200.csv).
         let head = params.head_dim.max(params.value_dim);
         let (keys, look, row_tiles, groups, split) = match (head, size) {
-            (0..=64, Size::Large) => (64, 16, 2, 12, 1),
+            (0..=64, Size::Large) => (64, 16, 2, 8, 1),
             (0..=64, _) => (32, 16, 2, 4, 1),
             (65..=128, Size::Large) => (32, 16, 1, 12, 1),
             (65..=128, _) => (32, 16, 1, 8, 1),

@@ -1,0 +1,219 @@
+//! `tilewise bench-serving-offline`: a trace of requests through the engine, in this process.
+
+mod trace;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tilewise_engine::{Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
+
+use self::trace::Arrival;
+use crate::args::{BenchServingOfflineArgs, Format};
+use crate::error::CliError;
+use crate::model;
+
+/// What was measured. Latencies are in seconds.
+#[derive(Debug, Serialize)]
+struct Report {
+    requests: usize,
+    failed: usize,
+    input_tokens: usize,
+    output_tokens: usize,
+    duration_s: f64,
+    request_throughput: f64,
+    output_throughput: f64,
+    total_throughput: f64,
+    /// From a request's arrival to its first token.
+    time_to_first_token_s: Percentiles,
+    /// Between a request's tokens.
+    inter_token_latency_s: Percentiles,
+    /// From a request's arrival to its end.
+    latency_s: Percentiles,
+    /// Of the prompts' tokens that were looked up, the share that the prefix cache had.
+    cache_hit_rate: f64,
+    preemptions: u64,
+    steps: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Percentiles {
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Percentiles {
+    /// By nearest rank; zeros of nothing.
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let rank = |share: f64| {
+            let at = ((values.len() as f64 * share).ceil() as usize).max(1) - 1;
+            values.get(at).copied().unwrap_or(0.0)
+        };
+        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+        Self { mean, p50: rank(0.5), p90: rank(0.9), p99: rank(0.99), max: rank(1.0) }
+    }
+}
+
+/// When a request arrived and when its last token came.
+struct Progress {
+    arrived: f64,
+    last: Option<f64>,
+}
+
+pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
+    check(args)?;
+    let device = super::open_device(&args.device, &args.policy)?;
+    let source = model::source_of(args.load_format, args.model.as_deref())?;
+    let sizes = source.config()?;
+    let arrivals = match args.trace.to_str() {
+        Some("synthetic") => trace::synthetic(args, sizes.vocab_size),
+        _ => trace::read(&args.trace, source.tokenizer().ok().as_ref())?,
+    };
+    let config = EngineConfig {
+        dtype: args.dtype.0,
+        kv: args.kv_tokens.map_or(EngineConfig::default().kv, KvBudget::Tokens),
+        max_running: args.max_running,
+        max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
+        prefix_cache: !args.disable_radix_cache,
+        ..EngineConfig::default()
+    };
+    let mut engine = model::load(&device, &source, &config)?;
+    let report = serve(&mut engine, arrivals)?;
+    let mut stdout = std::io::stdout().lock();
+    match args.format {
+        Format::Json => writeln!(stdout, "{}", super::json_line(&report)?)?,
+        Format::Text => print(&report, &mut stdout)?,
+    }
+    Ok(())
+}
+
+fn check(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
+    for (flag, (from, to)) in [("--input-len", args.input_len), ("--output-len", args.output_len)] {
+        if from == 0 || from > to {
+            return Err(CliError::Usage(format!("{flag} must be N or FROM,TO with 1 <= FROM <= TO")));
+        }
+    }
+    if args.num_requests == 0 {
+        return Err(CliError::Usage("--num-requests must be at least 1".to_owned()));
+    }
+    if let Some(rate) = args.request_rate
+        && !(rate.is_finite() && rate > 0.0)
+    {
+        return Err(CliError::Usage("--request-rate must be finite and above 0".to_owned()));
+    }
+    Ok(())
+}
+
+/// Submits each request when its time has come, and steps until all are over.
+fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError> {
+    let (requests, mut failed, mut steps) = (arrivals.len(), 0, 0);
+    let (mut input_tokens, mut output_tokens) = (0, 0);
+    let mut running: HashMap<RequestId, Progress> = HashMap::new();
+    let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let mut coming = arrivals.into_iter().peekable();
+    let start = Instant::now();
+    loop {
+        while let Some(arrival) = coming.next_if(|arrival| arrival.at <= start.elapsed().as_secs_f64()) {
+            let tokens = arrival.request.prompt.len();
+            match engine.submit(arrival.request) {
+                Ok(request) => {
+                    input_tokens += tokens;
+                    running.insert(request, Progress { arrived: arrival.at, last: None });
+                }
+                // It could never run; the others do.
+                Err(Error::Value { .. } | Error::TooLong { .. }) => failed += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !engine.has_work() {
+            let Some(next) = coming.peek() else { break };
+            std::thread::sleep(Duration::from_secs_f64((next.at - start.elapsed().as_secs_f64()).max(0.0)));
+            continue;
+        }
+        let events = engine.step()?;
+        steps += 1;
+        let now = start.elapsed().as_secs_f64();
+        for event in events {
+            match event {
+                Event::Token { request, .. } => {
+                    output_tokens += 1;
+                    if let Some(progress) = running.get_mut(&request) {
+                        match progress.last.replace(now) {
+                            None => first.push(now - progress.arrived),
+                            Some(last) => between.push(now - last),
+                        }
+                    }
+                }
+                Event::Finished { request, reason, .. } => {
+                    failed += usize::from(matches!(reason, FinishReason::Failed(_)));
+                    whole.extend(running.remove(&request).map(|progress| now - progress.arrived));
+                }
+                _ => {}
+            }
+        }
+    }
+    let duration_s = start.elapsed().as_secs_f64();
+    let stats = engine.stats();
+    Ok(Report {
+        requests,
+        failed,
+        input_tokens,
+        output_tokens,
+        duration_s,
+        request_throughput: requests as f64 / duration_s,
+        output_throughput: output_tokens as f64 / duration_s,
+        total_throughput: (input_tokens + output_tokens) as f64 / duration_s,
+        time_to_first_token_s: Percentiles::of(first),
+        inter_token_latency_s: Percentiles::of(between),
+        latency_s: Percentiles::of(whole),
+        cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
+        preemptions: stats.preemptions,
+        steps,
+    })
+}
+
+fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
+    let Report { requests, failed, input_tokens, output_tokens, duration_s, steps, .. } = report;
+    writeln!(out, "{requests} requests, {failed} failed, in {duration_s:.2} s and {steps} steps")?;
+    writeln!(out, "Tokens.      {input_tokens} in, {output_tokens} out")?;
+    writeln!(
+        out,
+        "Throughput.  {:.2} request/s, {:.1} token/s out, {:.1} token/s in and out",
+        report.request_throughput, report.output_throughput, report.total_throughput
+    )?;
+    let rows = [
+        ("First token", &report.time_to_first_token_s),
+        ("Inter-token", &report.inter_token_latency_s),
+        ("Whole", &report.latency_s),
+    ];
+    for (name, p) in rows {
+        let name = format!("{name}.");
+        let [mean, p50, p90, p99, max] = [p.mean, p.p50, p.p90, p.p99, p.max].map(|seconds| seconds * 1e3);
+        writeln!(
+            out,
+            "{name:<12} mean {mean:.2} ms, p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}"
+        )?;
+    }
+    let (hits, preemptions) = (report.cache_hit_rate * 100.0, report.preemptions);
+    writeln!(out, "Cache.       {hits:.1} % of prompt tokens found, {preemptions} preemptions")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let p = Percentiles::of((1..=100).rev().map(f64::from).collect());
+        assert_eq!((p.mean, p.p50, p.p90, p.p99, p.max), (50.5, 50.0, 90.0, 99.0, 100.0));
+        let one = Percentiles::of(vec![3.0]);
+        assert_eq!((one.p50, one.p99, one.max), (3.0, 3.0, 3.0));
+        assert_eq!(Percentiles::of(Vec::new()).max, 0.0);
+    }
+}
