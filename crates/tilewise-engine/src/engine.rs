@@ -8,7 +8,7 @@ use crate::cache::PagePool;
 use crate::cache::prefix::PrefixStats;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
-use crate::sampler;
+use crate::sampler::{Drawn, Sampler};
 use crate::scheduler::{BatchPlan, Scheduler, SchedulerConfig};
 use crate::{EngineConfig, Event, GenerateRequest, KvBudget, RequestId, Result};
 
@@ -21,6 +21,7 @@ pub struct Engine {
     kv: KvCache,
     pages: PagePool,
     scheduler: Scheduler,
+    sampler: Sampler,
     limits: Limits,
 }
 
@@ -80,6 +81,7 @@ impl Engine {
                 priority: config.priority,
                 prefix_cache: config.prefix_cache,
             }),
+            sampler: Sampler::default(),
             limits,
             device,
             model,
@@ -138,9 +140,16 @@ impl Engine {
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
         look(device, &batch, logits)?;
-        let draws = sampler::draws(&batch);
-        let sampled = if draws.is_empty() { Vec::new() } else { device.sample(logits, &draws)? };
-        Ok(self.scheduler.commit(&batch, &sampled, &mut self.pages))
+        let Drawn { sampled, top_logprobs } = self.sampler.sample(device, logits, &batch)?;
+        let mut events = self.scheduler.commit(&batch, &sampled, &mut self.pages);
+        // Each row that drew a token has its event, in order.
+        let tops = events.iter_mut().filter_map(|event| match event {
+            Event::Token { top_logprobs, .. } => Some(top_logprobs),
+            _ => None,
+        });
+        let drew = sampled.iter().zip(top_logprobs).filter(|(sampled, _)| sampled.is_ok());
+        tops.zip(drew).for_each(|(told, (_, top))| *told = top);
+        Ok(events)
     }
 
     /// Whether any request waits or runs.

@@ -38,10 +38,15 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let mut request = GenerateRequest::new(prompt, max_new_tokens);
     request.sampling = SamplingParams {
         temperature: args.temperature,
+        min_p: args.min_p,
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
+        repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
         logprobs: args.format == Format::Json,
+        ..SamplingParams::default()
     };
     request.sampling.validate()?;
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());

@@ -273,7 +273,8 @@ impl Scheduler {
                 None => None,
                 Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
                 Some(Ok(Sampled { id, logprob })) => {
-                    events.push(Event::Token { request: scheduled.request, id: *id, logprob: *logprob });
+                    let (request, top_logprobs) = (scheduled.request, Vec::new());
+                    events.push(Event::Token { request, id: *id, logprob: *logprob, top_logprobs });
                     self.running[index].push(*id)
                 }
             };
