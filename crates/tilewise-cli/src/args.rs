@@ -114,6 +114,9 @@ pub(crate) struct GenerateArgs {
     /// Selects the random stream
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub(crate) seed: u64,
+    /// End before this text, which is not shown; may be given several times
+    #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
     /// Put the prompt into the model's chat template, as the user's turn
     #[arg(long, conflicts_with = "token_ids")]
     pub(crate) chat: bool,

@@ -2,11 +2,13 @@
 
 mod chat;
 mod detokenizer;
+mod stop;
 
 use serde_json::Value;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use stop::{Piece, StopStrings, TextStream};
 
 use crate::{Error, Result};
 
