@@ -117,6 +117,9 @@ pub(crate) struct GenerateArgs {
     /// End before this text, which is not shown; may be given several times
     #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    /// Write JSON that this file's JSON schema describes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_schema: Option<PathBuf>,
     /// Put the prompt into the model's chat template, as the user's turn
     #[arg(long, conflicts_with = "token_ids")]
     pub(crate) chat: bool,

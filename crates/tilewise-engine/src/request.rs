@@ -2,7 +2,7 @@
 
 use tilewise::LogprobsOf;
 
-use crate::{Error, Result};
+use crate::{Error, Grammar, Result};
 
 /// Names a request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,6 +128,9 @@ pub struct GenerateRequest {
     pub stop_ids: Vec<u32>,
     /// Whether to go on after the model's own end-of-text tokens, as benchmarks do.
     pub ignore_eos: bool,
+    /// What the text has to obey. It ends where the grammar does: by an end-of-text token where more could come, or with
+    /// [`FinishReason::Grammar`] where nothing can.
+    pub grammar: Option<Grammar>,
     /// Whose cached prefixes it may share: those of requests with the same salt, and no others.
     pub cache_salt: Option<String>,
 }
@@ -141,6 +144,7 @@ impl GenerateRequest {
             max_new_tokens,
             stop_ids: Vec::new(),
             ignore_eos: false,
+            grammar: None,
             cache_salt: None,
         }
     }
@@ -171,6 +175,8 @@ impl GenerateRequest {
 pub enum FinishReason {
     /// This token was generated; it is the last one reported.
     Stop(u32),
+    /// The text is complete by its grammar, and nothing can follow.
+    Grammar,
     /// `max_new_tokens` were generated.
     Length,
     /// The request failed by itself; others go on.
@@ -181,7 +187,7 @@ impl FinishReason {
     /// `stop`, `length` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Stop(_) => "stop",
+            Self::Stop(_) | Self::Grammar => "stop",
             Self::Length => "length",
             Self::Failed(_) => "error",
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use tilewise::{DType, Device, Draw, LogitChange, Logprobs, LogprobsOf, NotFinite, Sampled, Tensor};
 
+use crate::grammar::AllowedTokens;
 use crate::scheduler::BatchPlan;
 use crate::{Result, SamplingParams};
 
@@ -25,13 +26,19 @@ pub struct Drawn {
 }
 
 impl Sampler {
-    /// Changes the logits as each sequence asks, and draws.
+    /// Changes the logits as each sequence asks, leaves what its grammar allows, and draws.
     ///
     /// Logprobs are those of the unchanged logits at temperature 1, as clients of OpenAI's interface and of vLLM expect.
     ///
     /// # Errors
     /// What the device's operations return.
-    pub fn sample(&mut self, device: &dyn Device, logits: &mut Tensor, batch: &BatchPlan) -> Result<Drawn> {
+    pub fn sample(
+        &mut self,
+        device: &dyn Device,
+        logits: &mut Tensor,
+        batch: &BatchPlan,
+        allowed: &AllowedTokens,
+    ) -> Result<Drawn> {
         let mut draws = draws(batch);
         if draws.is_empty() {
             return Ok(Drawn::default());
@@ -42,7 +49,8 @@ impl Sampler {
         let mut asked = Vec::new();
         for (row, (sequence, params)) in (0..).zip(&sampled) {
             changes.extend(sequence.changes.iter().map(|change| LogitChange { row, ..*change }));
-            if params.logprobs && (params.top_logprobs > 0 || !sequence.changes.is_empty()) {
+            let changed = !sequence.changes.is_empty() || allowed.rows.binary_search(&row).is_ok();
+            if params.logprobs && (params.top_logprobs > 0 || changed) {
                 asked.push((row, params.top_logprobs as u32));
                 draws[row as usize].logprob = false;
             }
@@ -52,6 +60,9 @@ impl Sampler {
         }
         if !changes.is_empty() {
             device.adjust_logits(logits, &changes)?;
+        }
+        if !allowed.rows.is_empty() {
+            device.mask_logits(logits, &allowed.rows, &allowed.bits)?;
         }
         let mut drawn =
             Drawn { top_logprobs: vec![Vec::new(); draws.len()], sampled: device.sample(logits, &draws)? };

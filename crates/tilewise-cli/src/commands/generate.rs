@@ -1,12 +1,13 @@
 //! `tilewise generate`
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
-use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget, SamplingParams};
+use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams};
 
 use crate::args::{Format, GenerateArgs};
 use crate::error::CliError;
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
         ..SamplingParams::default()
     };
     request.sampling.validate()?;
+    request.grammar = args.json_schema.as_deref().map(read_schema).transpose()?;
     if tokenizer.is_none() && !args.stop.is_empty() {
         return Err(CliError::Usage("--stop needs a tokenizer, which the model has not".to_owned()));
     }
@@ -80,6 +82,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+fn read_schema(path: &Path) -> Result<Grammar, CliError> {
+    let failed = |why: &dyn std::fmt::Display| CliError::Usage(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| failed(&e))?;
+    Ok(Grammar::JsonSchema(serde_json::from_str(&text).map_err(|e| failed(&e))?))
 }
 
 /// The prompt's ids, and the tokenizer; a folder without one can still continue token ids.

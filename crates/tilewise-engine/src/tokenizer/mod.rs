@@ -56,6 +56,14 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
+    /// The `tokenizer.json` that it is.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub(crate) fn to_json(&self) -> Result<Value> {
+        serde_json::to_value(&self.inner).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
     /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
