@@ -35,9 +35,10 @@ fn next_after(row: u32, thread: u32, place: Place) -> Place {
     }
     workgroupBarrier();
     if thread == 0u {
-        digit = atomicLoad(&first);
+        before = vec2<u32>(key, atomicLoad(&first));
     }
-    return Place(key, workgroupUniformLoad(&digit));
+    let found = workgroupUniformLoad(&before);
+    return Place(found.x, found.y);
 }
 
 @compute @workgroup_size($THREADS)

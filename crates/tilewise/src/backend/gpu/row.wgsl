@@ -163,9 +163,10 @@ fn largest_of(row: u32, thread: u32) -> Place {
     let finite = top < INFINITY && top > MINUS_INFINITY && atomicLoad(&smallest) >= MINUS_INFINITY;
     workgroupBarrier();
     if thread == 0u {
-        digit = select(NOT_FINITE, atomicLoad(&first), finite);
+        before = vec2<u32>(top, select(NOT_FINITE, atomicLoad(&first), finite));
     }
-    return Place(top, workgroupUniformLoad(&digit));
+    let found = workgroupUniformLoad(&before);
+    return Place(found.x, found.y);
 }
 
 // The natural logarithm of the sum of the weights of all elements, at temperature 1.
