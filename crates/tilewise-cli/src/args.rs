@@ -95,15 +95,33 @@ pub(crate) struct GenerateArgs {
     /// Divides the logits; 0 takes the most probable token
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "T")]
     pub(crate) temperature: f32,
+    /// Draw among the tokens whose probability is at least P of the largest
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "P")]
+    pub(crate) min_p: f32,
     /// Draw among the K most probable tokens only
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Draw among the fewest tokens whose probabilities reach P
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_name = "P")]
     pub(crate) top_p: f32,
+    /// Divides the logits of tokens that were there, or multiplies those below zero; 1 changes nothing
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_name = "R")]
+    pub(crate) repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that were generated
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "X")]
+    pub(crate) presence_penalty: f32,
+    /// Subtracted as often as the token was generated
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "X")]
+    pub(crate) frequency_penalty: f32,
     /// Selects the random stream
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub(crate) seed: u64,
+    /// End before this text, which is not shown; may be given several times
+    #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Write JSON that this file's JSON schema describes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_schema: Option<PathBuf>,
     /// Put the prompt into the model's chat template, as the user's turn
     #[arg(long, conflicts_with = "token_ids")]
     pub(crate) chat: bool,

@@ -45,9 +45,9 @@ impl From<tilewise_engine::Error> for CliError {
     fn from(error: tilewise_engine::Error) -> Self {
         match error {
             tilewise_engine::Error::Device(error) => error.into(),
-            tilewise_engine::Error::Value { .. } | tilewise_engine::Error::TooLong { .. } => {
-                Self::Usage(error.to_string())
-            }
+            tilewise_engine::Error::Value { .. }
+            | tilewise_engine::Error::TooLong { .. }
+            | tilewise_engine::Error::Grammar(_) => Self::Usage(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }

@@ -82,6 +82,11 @@ fn bad_usage_exits_with_2_and_one_sentence() {
     refused(&["generate", "a", "--temperature=-1"], 2, &["temperature"]);
     refused(&["generate", "a", "--top-p", "1.5"], 2, &["top_p"]);
     refused(&["generate", "a", "--top-k", "0"], 2, &["top_k"]);
+    refused(&["generate", "a", "--min-p", "-0.1"], 2, &["min_p"]);
+    refused(&["generate", "a", "--repetition-penalty", "0"], 2, &["repetition_penalty"]);
+    refused(&["generate", "a", "--presence-penalty", "-2.5"], 2, &["presence_penalty"]);
+    refused(&["generate", "a", "--frequency-penalty", "nan"], 2, &["frequency_penalty"]);
+    refused(&["generate", "a", "--json-schema", "/no/such/file"], 2, &["/no/such/file"]);
     refused(&["generate", "a", "--max-new-tokens", "0"], 2, &["max_new_tokens"]);
     refused(&["generate", "a", "--max-new-tokens", "100000"], 2, &["context"]);
     refused(&["generate", ""], 2, &["empty"]);
@@ -168,15 +173,64 @@ fn the_embedded_model_continues_python() {
 }
 
 #[test]
+fn generate_ends_before_a_stop_string_and_at_the_token_that_completes_it() {
+    let args = |stop: &str| {
+        let json = &run_json(&[
+            "generate",
+            "def fibonacci(n):",
+            "--max-new-tokens",
+            "60",
+            "--format",
+            "json",
+            "--stop",
+            stop,
+        ])[0];
+        (json["text"].as_str().unwrap().to_owned(), json.clone())
+    };
+    let (whole, free) = args("no such text");
+    assert_eq!((&free["stop"], &free["finish_reason"]), (&Value::Null, &json!("length")));
+    let middle: String = whole.chars().skip(20).take(5).collect();
+    let (text, stopped) = args(&middle);
+    assert_eq!(text, whole[..whole.find(&middle).unwrap()]);
+    assert_eq!((&stopped["stop"], &stopped["finish_reason"]), (&json!(middle), &json!("stop")));
+    let ids = |json: &Value| json["output_ids"].as_array().unwrap().clone();
+    assert!(ids(&free).starts_with(&ids(&stopped)) && ids(&stopped).len() < 60);
+}
+
+#[test]
+fn generate_writes_what_a_schema_describes_and_refuses_a_broken_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("schema.json");
+    let args = ["generate", "x = ", "--temperature", "1", "--seed", "3", "--json-schema", path(&file)];
+    std::fs::write(&file, r#"{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}"#)
+        .unwrap();
+    let value: Value = serde_json::from_str(&run(&args)).unwrap();
+    assert!(value.as_array().unwrap().iter().all(|x| x == 1 || x == 2), "{value}");
+    std::fs::write(&file, r#"{"type": "nothing"}"#).unwrap();
+    refused(&args, 2, &["grammar"]);
+    std::fs::write(&file, "{").unwrap();
+    refused(&args, 2, &["schema.json"]);
+}
+
+#[test]
 fn generate_prints_the_same_as_text_and_as_json() {
     let args = ["generate", "def fibonacci(n):", "--max-new-tokens", "24"];
     let streamed = run(&args);
     let lines = run_json(&[&args[..], &["--format", "json"]].concat());
     assert_eq!(lines.len(), 1);
     let object = lines[0].as_object().unwrap();
-    let want =
-        ["decode_median_s", "finish_reason", "logprobs", "output_ids", "prefill_s", "prompt_ids", "text"];
-    assert_eq!(object.keys().collect::<Vec<_>>(), want);
+    let want = [
+        "prompt_ids",
+        "output_ids",
+        "text",
+        "logprobs",
+        "finish_reason",
+        "stop",
+        "prefill_s",
+        "decode_median_s",
+    ];
+    let got: std::collections::BTreeSet<_> = object.keys().map(String::as_str).collect();
+    assert_eq!(got, want.into());
     assert_eq!(streamed, format!("{}\n", object["text"].as_str().unwrap()));
     assert_eq!(object["output_ids"].as_array().unwrap().len(), 24);
     assert_eq!(object["logprobs"].as_array().unwrap().len(), 24);

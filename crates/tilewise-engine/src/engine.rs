@@ -1,16 +1,18 @@
 //! One step: schedule, run, sample.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig, Tensor};
 
 use crate::cache::PagePool;
 use crate::cache::prefix::PrefixStats;
+use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
-use crate::sampler;
+use crate::sampler::{Drawn, Sampler};
 use crate::scheduler::{BatchPlan, Scheduler, SchedulerConfig};
-use crate::{EngineConfig, Event, GenerateRequest, KvBudget, RequestId, Result};
+use crate::{EngineConfig, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result};
 
 /// A model, its cache and its queue, on one device.
 pub struct Engine {
@@ -21,6 +23,8 @@ pub struct Engine {
     kv: KvCache,
     pages: PagePool,
     scheduler: Scheduler,
+    sampler: Sampler,
+    grammars: Grammars,
     limits: Limits,
 }
 
@@ -80,6 +84,8 @@ impl Engine {
                 priority: config.priority,
                 prefix_cache: config.prefix_cache,
             }),
+            sampler: Sampler::default(),
+            grammars: Grammars::new(source.clone()),
             limits,
             device,
             model,
@@ -91,18 +97,26 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
-    /// never run.
+    /// never run, [`crate::Error::Grammar`] for a grammar that cannot be compiled, and [`crate::Error::Unsupported`] or
+    /// [`crate::Error::File`] if the model's tokenizer cannot serve one.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }
-        self.scheduler.submit(request, &self.pages)
+        let grammar = request.grammar.as_ref();
+        let matcher = grammar.map(|grammar| self.grammars.compile(grammar, config)).transpose()?;
+        let name = self.scheduler.submit(request, &self.pages)?;
+        if let Some(matcher) = matcher {
+            self.grammars.insert(name, matcher);
+        }
+        Ok(name)
     }
 
     /// Forgets a request and frees its pages; false if it is over or unknown.
     pub fn abort(&mut self, request: RequestId) -> bool {
+        self.grammars.remove(request);
         self.scheduler.abort(request, &mut self.pages)
     }
 
@@ -138,9 +152,41 @@ impl Engine {
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
         look(device, &batch, logits)?;
-        let draws = sampler::draws(&batch);
-        let sampled = if draws.is_empty() { Vec::new() } else { device.sample(logits, &draws)? };
-        Ok(self.scheduler.commit(&batch, &sampled, &mut self.pages))
+        // The device works on the logits meanwhile, where it has a queue.
+        let (allowed, failed) = self.grammars.allowed(&batch, logits.row_len());
+        let drawn = self.sampler.sample(device, logits, &batch, &allowed)?;
+        Ok(self.commit(&batch, drawn, failed))
+    }
+
+    /// Takes over what a batch drew; `failed` drew nothing that counts.
+    fn commit(
+        &mut self,
+        batch: &BatchPlan,
+        drawn: Drawn,
+        failed: Vec<(RequestId, FinishReason)>,
+    ) -> Vec<Event> {
+        let mut finish = |request, reason| self.scheduler.finish(request, reason, &mut self.pages);
+        let mut events: Vec<Event> =
+            failed.into_iter().filter_map(|(request, reason)| finish(request, reason)).collect();
+        events.extend(self.scheduler.commit(batch, &drawn.sampled, &mut self.pages));
+        let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
+        let mut tops: HashMap<_, _> = sampled.map(|s| s.request).zip(drawn.top_logprobs).collect();
+        let mut tokens = Vec::new();
+        for event in &mut events {
+            match event {
+                Event::Token { request, id, top_logprobs, .. } => {
+                    *top_logprobs = tops.remove(request).unwrap_or_default();
+                    tokens.push((*request, *id));
+                }
+                Event::Finished { request, .. } => self.grammars.remove(*request),
+            }
+        }
+        for (request, id) in tokens {
+            let Some(reason) = self.grammars.push(request, id) else { continue };
+            self.grammars.remove(request);
+            events.extend(self.scheduler.finish(request, reason, &mut self.pages));
+        }
+        events
     }
 
     /// Whether any request waits or runs.

@@ -64,6 +64,9 @@ pub enum Error {
     /// The model folder's chat template failed, or there is none.
     #[error("chat template: {0}")]
     Template(String),
+    /// A grammar that cannot be compiled: correct it.
+    #[error("grammar: {0}")]
+    Grammar(String),
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] tilewise::Error),

@@ -1,6 +1,8 @@
 //! What is asked of the engine and what it answers.
 
-use crate::{Error, Result};
+use tilewise::LogprobsOf;
+
+use crate::{Error, Grammar, Result};
 
 /// Names a request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,26 +16,53 @@ impl std::fmt::Display for RequestId {
 
 /// How the next token is drawn from the logits.
 ///
-/// The temperature applies first, then `top_k`, then `top_p` to what `top_k` left, as in Hugging Face
-/// transformers. Temperature 0 takes the largest logit, the lowest id among equals.
+/// The logits are changed first: the bias is added, then the repetition penalty applies, then the presence and frequency
+/// penalties. The temperature applies next, then `min_p`, then `top_k`, then `top_p` to what the two left: the order of
+/// vLLM. Temperature 0 takes the largest logit, the lowest id among equals.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 is greedy.
     pub temperature: f32,
+    /// Keeps the tokens whose probability is at least this much of the largest; 0 keeps all.
+    pub min_p: f32,
     /// Keeps this many of the most probable tokens; `None` keeps all.
     pub top_k: Option<usize>,
     /// Keeps the fewest most probable tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
     /// Selects the random stream. The same seed gives the same text in any batch.
     pub seed: u64,
-    /// Whether each token comes with its logprob, which costs a pass over the vocabulary.
+    /// Divides the logits above zero, and multiplies the others, of tokens that the prompt or the output has; 1 changes
+    /// nothing (Keskar et al. 2019).
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that the output has; from -2 to 2, 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Subtracted as often as the output has the token; from -2 to 2, 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, each named once; from -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Whether each token comes with its logprob, which costs a pass over the vocabulary. It is that of the model's own
+    /// logits: penalties, bias and filters do not change it.
     pub logprobs: bool,
+    /// How many of the most probable tokens come with theirs, with each token; 20 at most, and none without `logprobs`.
+    pub top_logprobs: usize,
 }
 
 impl Default for SamplingParams {
     /// Greedy, without logprobs.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0, logprobs: false }
+        Self {
+            temperature: 0.0,
+            min_p: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            seed: 0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            logprobs: false,
+            top_logprobs: 0,
+        }
     }
 }
 
@@ -52,7 +81,37 @@ impl SamplingParams {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(Error::value("top_p", "above 0 and at most 1", self.top_p));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return Err(Error::value("min_p", "from 0 to 1", self.min_p));
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return Err(Error::value("repetition_penalty", "finite and above 0", self.repetition_penalty));
+        }
+        let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
+        for (name, penalty) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return Err(Error::value(name, "from -2 to 2", penalty));
+            }
+        }
+        if let Some((_, bias)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(Error::value("logit_bias", "from -100 to 100", bias));
+        }
+        let mut biased: Vec<u32> = self.logit_bias.iter().map(|&(token, _)| token).collect();
+        biased.sort_unstable();
+        if let Some(twice) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::value("logit_bias", "of different tokens", format!("{} twice", twice[0])));
+        }
+        let most = if self.logprobs { LogprobsOf::MOST as usize } else { 0 };
+        if self.top_logprobs > most {
+            let expected = if self.logprobs { "at most 20" } else { "0 without logprobs" };
+            return Err(Error::value("top_logprobs", expected, self.top_logprobs));
+        }
         Ok(())
+    }
+
+    /// Whether any logit depends on what was generated.
+    pub(crate) fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -69,6 +128,9 @@ pub struct GenerateRequest {
     pub stop_ids: Vec<u32>,
     /// Whether to go on after the model's own end-of-text tokens, as benchmarks do.
     pub ignore_eos: bool,
+    /// What the text has to obey. It ends where the grammar does: by an end-of-text token where more could come, or with
+    /// [`FinishReason::Grammar`] where nothing can.
+    pub grammar: Option<Grammar>,
     /// Whose cached prefixes it may share: those of requests with the same salt, and no others.
     pub cache_salt: Option<String>,
 }
@@ -82,6 +144,7 @@ impl GenerateRequest {
             max_new_tokens,
             stop_ids: Vec::new(),
             ignore_eos: false,
+            grammar: None,
             cache_salt: None,
         }
     }
@@ -98,7 +161,8 @@ impl GenerateRequest {
         if self.max_new_tokens == 0 {
             return Err(Error::value("max_new_tokens", "at least 1", 0));
         }
-        match self.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        let biased = self.sampling.logit_bias.iter().map(|(token, _)| token);
+        match self.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab_size) {
             Some(id) => Err(Error::value("token id", format!("below the vocabulary size {vocab_size}"), id)),
             None => Ok(()),
         }
@@ -111,6 +175,8 @@ impl GenerateRequest {
 pub enum FinishReason {
     /// This token was generated; it is the last one reported.
     Stop(u32),
+    /// The text is complete by its grammar, and nothing can follow.
+    Grammar,
     /// `max_new_tokens` were generated.
     Length,
     /// The request failed by itself; others go on.
@@ -121,7 +187,7 @@ impl FinishReason {
     /// `stop`, `length` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Stop(_) => "stop",
+            Self::Stop(_) | Self::Grammar => "stop",
             Self::Length => "length",
             Self::Failed(_) => "error",
         }
@@ -140,6 +206,8 @@ pub enum Event {
         id: u32,
         /// Natural logarithm of its probability at temperature 1, over the whole vocabulary, where asked for.
         logprob: Option<f32>,
+        /// The most probable tokens with theirs, as many as were asked for; the first is the most probable.
+        top_logprobs: Vec<(u32, f32)>,
     },
     /// The request is over and holds no pages.
     Finished {

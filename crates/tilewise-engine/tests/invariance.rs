@@ -13,13 +13,37 @@ use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget, SamplingParams};
 const VOCAB: usize = 131;
 const NEW_TOKENS: usize = 40;
 
-/// Greedy and sampled requests of mixed lengths.
+/// Greedy and sampled requests of mixed lengths, some of which change their logits.
 fn requests(count: usize) -> Vec<GenerateRequest> {
     let request = |(index, prompt): (usize, Vec<u32>)| GenerateRequest {
-        sampling: match index % 3 {
+        sampling: match index % 5 {
             0 => SamplingParams { logprobs: true, ..SamplingParams::default() },
             1 => SamplingParams { temperature: 0.8, seed: 3, logprobs: true, ..SamplingParams::default() },
-            _ => SamplingParams { temperature: 1.3, top_k: Some(20), top_p: 0.9, seed: 7, logprobs: true },
+            2 => SamplingParams {
+                temperature: 1.3,
+                top_k: Some(20),
+                top_p: 0.9,
+                seed: 7,
+                logprobs: true,
+                ..SamplingParams::default()
+            },
+            3 => SamplingParams {
+                repetition_penalty: 1.3,
+                logit_bias: vec![(130, 4.0), (7, -100.0), (index as u32, 2.5)],
+                logprobs: true,
+                top_logprobs: 3,
+                ..SamplingParams::default()
+            },
+            _ => SamplingParams {
+                temperature: 1.1,
+                min_p: 0.02 * index as f32,
+                presence_penalty: -0.4,
+                frequency_penalty: 0.3,
+                seed: index as u64,
+                logprobs: true,
+                top_logprobs: index % 2 * 20,
+                ..SamplingParams::default()
+            },
         },
         ..GenerateRequest::new(prompt, NEW_TOKENS - index % 7)
     };

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use tilewise::{Draw, HostTensor, NotFinite, Sampled};
-use tilewise_engine::{SamplingParams, sampler};
+use tilewise::{Draw, HostTensor, LogitChange, NotFinite, Sampled};
+use tilewise_engine::SamplingParams;
+use tilewise_engine::sampler::{self, History};
 
 /// Draws at the given positions of a sequence, all from the same logits.
 fn draw_all(
@@ -117,13 +118,78 @@ fn top_k_keeps_the_most_probable_and_top_p_the_fewest_that_suffice() {
     for (top_k, top_p, kept) in
         [(Some(3), 1.0, 3), (None, 0.8, 3), (Some(3), 0.8, 2), (Some(1), 1.0, 1), (None, 1e-6, 1)]
     {
-        let params = SamplingParams { temperature: 1.0, top_k, top_p, seed: 5, logprobs: false };
+        let params = SamplingParams { temperature: 1.0, top_k, top_p, seed: 5, ..SamplingParams::default() };
         let counts = histogram(&logits, &params, 20_000);
         let drawn: BTreeSet<usize> = (0..8).filter(|&index| counts[index] > 0.0).map(rank).collect();
         assert_eq!(drawn, (0..kept).collect(), "top_k {top_k:?}, top_p {top_p}");
         let chi2 = chi_squared(&counts, &softmax(&logits, 1.0, |index| rank(index) < kept));
         assert!(chi2 < 25.0, "top_k {top_k:?}, top_p {top_p}: {chi2}");
     }
+}
+
+#[test]
+fn min_p_keeps_what_is_probable_enough_beside_the_most_probable_and_comes_before_top_p() {
+    let logits = powers(8);
+    let rank = |index: usize| 7 - index * 5 % 8;
+    // Weights are 1, 1/2, 1/4, ..: min_p 0.2 leaves three, of whose sum two are 0.857; squared at temperature 1/2.
+    for (temperature, min_p, top_p, kept) in
+        [(1.0, 0.2, 1.0, 3), (1.0, 0.2, 0.85, 2), (0.5, 0.2, 1.0, 2), (1.0, 1.0, 1.0, 1), (1.0, 1e-3, 1.0, 8)]
+    {
+        let params = SamplingParams { temperature, min_p, top_p, seed: 6, ..SamplingParams::default() };
+        let counts = histogram(&logits, &params, 20_000);
+        let drawn: BTreeSet<usize> = (0..8).filter(|&index| counts[index] > 0.0).map(rank).collect();
+        assert_eq!(drawn, (0..kept).collect(), "{params:?}");
+        let want = softmax(&logits, f64::from(temperature), |index| rank(index) < kept);
+        let chi2 = chi_squared(&counts, &want);
+        // 7 degrees of freedom at most: 30 is exceeded once in 10^4.
+        assert!(chi2 < 30.0, "{params:?}: {chi2}");
+    }
+}
+
+#[test]
+fn penalties_and_bias_draw_from_the_distribution_that_they_describe() {
+    let logits: Vec<f32> = powers(8).iter().map(|x| x - 2.5).collect();
+    let (prompt, output) = ([0, 3, 3, 5], [1, 3, 1, 1, 7]);
+    let params = SamplingParams {
+        temperature: 1.0,
+        repetition_penalty: 1.5,
+        presence_penalty: 0.5,
+        frequency_penalty: -0.25,
+        logit_bias: vec![(6, 2.0), (1, 1.0)],
+        seed: 12,
+        ..SamplingParams::default()
+    };
+    let changed = |token: usize| {
+        let count = output.iter().filter(|&&id| id == token).count() as f64;
+        let bias = [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0][token];
+        let x = f64::from(logits[token]) + bias;
+        let x = match prompt.contains(&token) || count > 0.0 {
+            true if x > 0.0 => x / 1.5,
+            true => x * 1.5,
+            false => x,
+        };
+        (x - 0.5 * count.min(1.0) + 0.25 * count) as f32
+    };
+    let want: Vec<f32> = (0..8).map(changed).collect();
+    let mut history = History::new(&params, &prompt.map(|id| id as u32));
+    output.iter().for_each(|&id| history.push(&params, id as u32));
+
+    const ROWS: usize = 20_000;
+    let device = tilewise::open("cpu", Some(1)).unwrap();
+    let mut rows = device.upload(HostTensor::f32(&[ROWS, 8], &logits.repeat(ROWS)).unwrap()).unwrap();
+    let changes = history.changes(&params);
+    let of_row = |row| changes.iter().map(move |change| LogitChange { row, ..*change });
+    device.adjust_logits(&mut rows, &(0..ROWS as u32).flat_map(of_row).collect::<Vec<_>>()).unwrap();
+    for (got, want) in device.download(&rows).unwrap().iter().zip(want.iter().cycle()) {
+        assert!((got - want).abs() < 1e-6, "{got}, not {want}");
+    }
+    let draws: Vec<Draw> = (0..ROWS as u64).map(|position| sampler::draw(&params, position)).collect();
+    let mut counts = vec![0.0; 8];
+    for sampled in device.sample(&rows, &draws).unwrap() {
+        counts[sampled.unwrap().id as usize] += 1.0;
+    }
+    let chi2 = chi_squared(&counts, &softmax(&want, 1.0, |_| true));
+    assert!(chi2 < 30.0, "{chi2}: {counts:?}");
 }
 
 #[test]
@@ -188,6 +254,16 @@ fn parameters_out_of_range_are_refused_by_name() {
         (SamplingParams { top_p: 0.0, ..default() }, "top_p"),
         (SamplingParams { top_p: 1.01, ..default() }, "top_p"),
         (SamplingParams { top_p: f32::NAN, ..default() }, "top_p"),
+        (SamplingParams { min_p: -0.1, ..default() }, "min_p"),
+        (SamplingParams { min_p: f32::NAN, ..default() }, "min_p"),
+        (SamplingParams { repetition_penalty: 0.0, ..default() }, "repetition_penalty"),
+        (SamplingParams { repetition_penalty: f32::INFINITY, ..default() }, "repetition_penalty"),
+        (SamplingParams { presence_penalty: 2.1, ..default() }, "presence_penalty"),
+        (SamplingParams { frequency_penalty: f32::NAN, ..default() }, "frequency_penalty"),
+        (SamplingParams { logit_bias: vec![(0, f32::NEG_INFINITY)], ..default() }, "logit_bias"),
+        (SamplingParams { logit_bias: vec![(3, 1.0), (2, 0.0), (3, 2.0)], ..default() }, "logit_bias"),
+        (SamplingParams { top_logprobs: 1, ..default() }, "top_logprobs"),
+        (SamplingParams { top_logprobs: 21, logprobs: true, ..default() }, "top_logprobs"),
     ] {
         assert!(params.validate().unwrap_err().to_string().starts_with(name), "{params:?}");
     }

@@ -210,7 +210,7 @@ fn a_batch_whose_request_was_aborted_meanwhile_commits_the_others() {
     let batch = bench.schedule().unwrap();
     bench.scheduler.abort(first, &mut bench.pages);
     let events = bench.commit(&batch, 3);
-    assert_eq!(events, [Event::Token { request: second, id: 3, logprob: None }]);
+    assert_eq!(events, [Event::Token { request: second, id: 3, logprob: None, top_logprobs: Vec::new() }]);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
                 reason: FinishReason::Failed(NotFinite.to_string()),
                 cached_tokens: 0
             },
-            Event::Token { request: good, id: 2, logprob: None },
+            Event::Token { request: good, id: 2, logprob: None, top_logprobs: Vec::new() },
         ]
     );
     assert_eq!(bench.scheduler.num_running(), 1);

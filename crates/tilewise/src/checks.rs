@@ -1,8 +1,9 @@
 //! What every backend checks before it runs an operation.
 
-use crate::device::{Draw, HeadSpan, RotaryHeads};
+use crate::device::{HeadSpan, RotaryHeads};
 use crate::{
-    AttentionPlan, DType, Error, HostTensor, Kv, KvCache, KvLayer, Linear, Result, Tensor, TokenView,
+    AttentionPlan, DType, Draw, Error, HostTensor, Kv, KvCache, KvLayer, Linear, LogitChange, LogprobsOf,
+    Result, Tensor, TokenView,
 };
 
 /// Checks that a view fits what a plan expects of it.
@@ -278,5 +279,50 @@ pub(crate) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<()> {
     if draws.iter().any(|draw| draw.top_k == Some(0)) {
         return Err(Error::Value { name: "top_k", expected: "at least 1", got: "0".to_owned() });
     }
+    if let Some(draw) = draws.iter().find(|draw| !(0.0..=1.0).contains(&draw.min_p)) {
+        return Err(Error::Value { name: "min_p", expected: "from 0 to 1", got: draw.min_p.to_string() });
+    }
     Ok(())
+}
+
+/// Checks that each change is of one logit, and each logit changed once.
+pub(crate) fn adjust_logits(logits: &Tensor, changes: &[LogitChange]) -> Result<()> {
+    let place = |change: &LogitChange| (change.row, change.token);
+    let outside = |change: &LogitChange| {
+        change.row as usize >= logits.rows() || change.token as usize >= logits.row_len()
+    };
+    if logits.shape().len() != 2
+        || changes.iter().any(outside)
+        || !changes.is_sorted_by(|a, b| place(a) < place(b))
+    {
+        return Err(Error::shape("adjust_logits", format!("{} changes of {logits:?}", changes.len())));
+    }
+    Ok(())
+}
+
+/// Checks that there are bits for all tokens of each row.
+pub(crate) fn mask_logits(logits: &Tensor, rows: &[u32], allowed: &[u32]) -> Result<()> {
+    if logits.shape().len() != 2
+        || rows.len() * logits.row_len().div_ceil(32) != allowed.len()
+        || rows.last().is_some_and(|&row| row as usize >= logits.rows())
+        || !rows.is_sorted_by(|a, b| a < b)
+    {
+        let why = format!("{} words for {} rows of {logits:?}", allowed.len(), rows.len());
+        return Err(Error::shape("mask_logits", why));
+    }
+    Ok(())
+}
+
+/// Checks that there is a question for each row of logits.
+pub(crate) fn logprobs(logits: &Tensor, asked: &[LogprobsOf]) -> Result<()> {
+    let outside = |asked: &LogprobsOf| asked.token as usize >= logits.row_len();
+    if logits.shape().len() != 2 || logits.rows() != asked.len() || asked.iter().any(outside) {
+        return Err(Error::shape("logprobs", format!("{} tokens of {logits:?}", asked.len())));
+    }
+    match asked.iter().find(|asked| asked.top > LogprobsOf::MOST) {
+        None => Ok(()),
+        Some(asked) => {
+            Err(Error::Value { name: "top logprobs", expected: "at most 20", got: asked.top.to_string() })
+        }
+    }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::dispatch::DispatchPolicy;
 use crate::{
-    AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, HostTensor, KvCache, KvCacheConfig,
-    KvLayer, PageLayout, Result, Tensor, TokenView, checks,
+    AttentionParams, AttentionPlan, BatchLayout, DType, DeviceBuffer, Draw, HostTensor, KvCache,
+    KvCacheConfig, KvLayer, LogitChange, Logprobs, LogprobsOf, NotFinite, PageLayout, Result, Sampled,
+    Tensor, TokenView, checks,
 };
 
 /// Facts about a device.
@@ -86,47 +87,6 @@ pub enum Kv<'a> {
         values: TokenView<'a>,
     },
 }
-
-/// How a token is drawn from a row of logits.
-///
-/// The temperature applies first, then `top_k`, then `top_p` to what `top_k` left.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
-    /// Divides the logits; 0 takes the largest, the lowest id among equals.
-    pub temperature: f32,
-    /// Keeps this many of the most probable tokens, at least one; `None` keeps all.
-    pub top_k: Option<u32>,
-    /// Keeps the fewest most probable tokens whose probabilities reach this sum; 1 keeps all.
-    pub top_p: f32,
-    /// Where in the distribution the token lies, from 0 to below 1: a random number of the caller's.
-    pub chance: f64,
-    /// Whether the logprob is asked for, which costs a pass over the row.
-    pub logprob: bool,
-}
-
-impl Draw {
-    /// The most probable token, without its logprob.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: 1.0, chance: 0.0, logprob: false };
-
-    /// Whether every token may be drawn from a row of `len`.
-    pub(crate) fn keeps_all(&self, len: usize) -> bool {
-        self.top_p >= 1.0 && self.top_k.is_none_or(|k| k as usize >= len)
-    }
-}
-
-/// A token and what it was worth.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampled {
-    /// The token.
-    pub id: u32,
-    /// Natural logarithm of its probability at temperature 1, over the whole row, where asked for.
-    pub logprob: Option<f32>,
-}
-
-/// A row of logits that has a NaN, an infinity above all, or no finite number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the model's logits are not finite")]
-pub struct NotFinite;
 
 /// Heads of packed rows that become queries, keys and values of attention.
 #[derive(Debug, Clone, Copy)]
@@ -362,6 +322,29 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Shape`], also for a row outside `x`.
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()>;
+
+    /// Changes some logits, `[rows, vocabulary]`, each by [`LogitChange::apply`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a place outside the logits, or if the changes do not ascend by row and then by token, each
+    /// place once; nothing is changed then.
+    fn adjust_logits(&self, logits: &mut Tensor, changes: &[LogitChange]) -> Result<()>;
+
+    /// Makes `-inf` of the logits of `rows` whose bits are not set. `allowed` has `vocabulary / 32` words, rounded up, for
+    /// each of the rows: token `t` is bit `t % 32` of word `t / 32`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of words, or rows that do not ascend or are outside the logits; nothing is
+    /// changed then.
+    fn mask_logits(&self, logits: &mut Tensor, rows: &[u32], allowed: &[u32]) -> Result<()>;
+
+    /// Logprobs at temperature 1 of each row of `logits`, `[asked.len(), vocabulary]`. A row that is not finite is an error
+    /// of its own. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is not one question for each row or it asks for a token outside it, [`Error::Value`] for
+    /// more than [`LogprobsOf::MOST`] tokens, [`Error::Device`] if the device failed.
+    fn logprobs(&self, logits: &Tensor, asked: &[LogprobsOf]) -> Result<Vec<Result<Logprobs, NotFinite>>>;
 
     /// Draws a token from each row of `logits`, `[draws.len(), vocabulary]`. A row that is not finite is an error of
     /// its own. Waits for the device.

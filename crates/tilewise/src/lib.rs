@@ -34,6 +34,7 @@ mod kv;
 mod layout;
 pub mod plan;
 pub mod reference;
+mod sampling;
 mod softmax;
 mod tensor;
 
@@ -41,15 +42,14 @@ use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
 pub use backend::DeviceSummary;
-pub use device::{
-    Ceilings, Counts, Device, DeviceCaps, Draw, HeadSpan, Kv, Linear, NotFinite, RotaryHeads, Sampled,
-};
+pub use device::{Ceilings, Counts, Device, DeviceCaps, HeadSpan, Kv, Linear, RotaryHeads};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;
 pub use kv::{KvCache, KvCacheConfig, KvLayer, PageLayout};
 pub use layout::{BatchLayout, PageTable};
 pub use plan::AttentionPlan;
+pub use sampling::{Draw, LogitChange, Logprobs, LogprobsOf, NotFinite, Sampled};
 pub use softmax::SoftmaxState;
 pub use tensor::{DeviceBuffer, HostTensor, Tensor, TokenView};
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::{AttentionParams, SoftmaxState};
+use crate::{AttentionParams, Draw, Logprobs, LogprobsOf, NotFinite, Sampled, SoftmaxState};
 
 /// One query of attention over the visible keys: `q` is `[head_dim]`, `k` `[keys, head_dim]`, `v`
 /// `[keys, value_dim]`. Returns the state with its maximum in log2 units, as [`SoftmaxState`] has it.
@@ -66,6 +66,73 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
         *o = g / (1.0 + (-g).exp()) * u;
     }
+}
+
+/// A token drawn from a row of logits: with a temperature, the first in order at which the running sum of weights exceeds
+/// `chance` of all. The order is that of ids where every rank may be drawn, else the most probable first.
+///
+/// # Errors
+/// [`NotFinite`].
+pub fn draw(logits: &[f32], draw: &Draw) -> Result<Sampled, NotFinite> {
+    let max = finite_max(logits)?;
+    let least = draw.min_p_distance();
+    let weight = |id: &u32| match logits[*id as usize] - max {
+        below if below >= least => (f64::from(below) / f64::from(draw.temperature)).exp(),
+        _ => 0.0,
+    };
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    if draw.temperature == 0.0 || !draw.keeps_all(logits.len()) {
+        sort_by_logit(&mut ids, logits);
+        ids.truncate(draw.top_k.map_or(usize::MAX, |k| k as usize));
+    }
+    let mut kept = ids.len();
+    if draw.temperature == 0.0 {
+        kept = 1;
+    } else if draw.top_p < 1.0 {
+        let enough = f64::from(draw.top_p) * ids.iter().map(weight).sum::<f64>();
+        kept = first_sum(ids.iter().map(weight), |sum| sum >= enough) + 1;
+    }
+    ids.truncate(kept);
+    let weights = || ids.iter().map(weight);
+    let goal = draw.chance * weights().sum::<f64>();
+    let id = if kept == 1 { ids[0] } else { ids[first_sum(weights(), |sum| sum > goal)] };
+    let logprob = || logprobs(logits, &LogprobsOf { token: id, top: 0 }).map(|asked| asked.logprob);
+    Ok(Sampled { id, logprob: draw.logprob.then(logprob).transpose()? })
+}
+
+/// Natural logarithms of the softmax of a row of logits.
+///
+/// # Errors
+/// [`NotFinite`].
+pub fn logprobs(logits: &[f32], asked: &LogprobsOf) -> Result<Logprobs, NotFinite> {
+    let max = f64::from(finite_max(logits)?);
+    let log_sum = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln();
+    let of = |id: u32| (f64::from(logits[id as usize]) - max - log_sum) as f32;
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    sort_by_logit(&mut ids, logits);
+    ids.truncate(asked.top as usize);
+    Ok(Logprobs { logprob: of(asked.token), top: ids.into_iter().map(|id| (id, of(id))).collect() })
+}
+
+fn finite_max(logits: &[f32]) -> Result<f32, NotFinite> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max.is_finite() && !logits.iter().any(|logit| logit.is_nan()) { Ok(max) } else { Err(NotFinite) }
+}
+
+/// The most probable first, lower ids first among equals.
+fn sort_by_logit(ids: &mut [u32], logits: &[f32]) {
+    let logit = |id: u32| logits[id as usize] + 0.0;
+    ids.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+}
+
+/// The place of the first running sum that reaches a goal, the last where none does.
+fn first_sum(weights: impl Iterator<Item = f64>, reaches: impl Fn(f64) -> bool) -> usize {
+    let sums = weights.scan(0.0, |sum, weight| {
+        *sum += weight;
+        Some(*sum)
+    });
+    let sums: Vec<f64> = sums.collect();
+    sums.iter().position(|&sum| reaches(sum)).unwrap_or(sums.len() - 1)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -6,7 +6,7 @@ mod common;
 use common::Tested;
 use testkit::random::Random;
 use tilewise::backend::cpu::CpuDevice;
-use tilewise::{Device, Draw, HostTensor, NotFinite, Sampled};
+use tilewise::{Device, Draw, HostTensor, NotFinite, Sampled, reference};
 
 fn sample(device: &dyn Device, rows: &[Vec<f32>], draws: &[Draw]) -> Vec<Result<Sampled, NotFinite>> {
     let len = rows[0].len();
@@ -108,7 +108,10 @@ struct Distribution {
 
 fn distribution(row: &[f32], draw: &Draw) -> Distribution {
     let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |id: u32| (f64::from(row[id as usize] - top) / f64::from(draw.temperature)).exp();
+    let weight = |id: u32| match (f64::from(row[id as usize] - top) / f64::from(draw.temperature)).exp() {
+        weight if weight >= f64::from(draw.min_p) => weight,
+        _ => 0.0,
+    };
     let mut ids: Vec<u32> = (0..row.len() as u32).collect();
     let filters = draw.top_p < 1.0 || draw.top_k.is_some_and(|k| (k as usize) < row.len());
     if filters {
@@ -140,18 +143,21 @@ fn drawn_tokens_equal_those_of_the_cpu_but_at_the_edges_of_the_distribution() {
         let (mut draws_made, mut at_an_edge, mut different) = (0, 0, 0);
         for len in LENGTHS {
             let mut random = Random::new(len as u64 + 2);
-            for (temperature, top_k, top_p) in [
-                (1.0, None, 1.0),
-                (0.3, None, 1.0),
-                (1.0, Some(1), 1.0),
-                (0.7, Some(40), 1.0),
-                (1.0, None, 0.9),
-                (0.6, Some(50), 0.95),
-                (1.5, Some(5000), 0.5),
-                (1e-30, None, 1.0),
-                (1e30, Some(10), 1.0),
+            for (temperature, min_p, top_k, top_p) in [
+                (1.0, 0.0, None, 1.0),
+                (0.3, 0.0, None, 1.0),
+                (1.0, 0.0, Some(1), 1.0),
+                (0.7, 0.0, Some(40), 1.0),
+                (1.0, 0.0, None, 0.9),
+                (0.6, 0.0, Some(50), 0.95),
+                (1.5, 0.0, Some(5000), 0.5),
+                (1e-30, 0.0, None, 1.0),
+                (1e30, 0.0, Some(10), 1.0),
+                (1.0, 0.05, None, 1.0),
+                (2.0, 0.3, Some(300), 0.7),
+                (1.0, 1e-30, None, 0.99),
             ] {
-                let draw = Draw { temperature, top_k, top_p, ..Draw::GREEDY };
+                let draw = Draw { temperature, min_p, top_k, top_p, ..Draw::GREEDY };
                 let row = logits(&mut random, len);
                 let rows = vec![row.clone(); 6];
                 let draws: Vec<Draw> = (0..6).map(|_| Draw { chance: chance(&mut random), ..draw }).collect();
@@ -176,6 +182,28 @@ fn drawn_tokens_equal_those_of_the_cpu_but_at_the_edges_of_the_distribution() {
         }
         println!("{name}: {draws_made} draws, {at_an_edge} at an edge, {different} differ from the CPU's");
         assert!(4 * at_an_edge < draws_made && 50 * different < draws_made, "{name}: {different} differ");
+    }
+}
+
+#[test]
+fn the_cpu_draws_the_tokens_of_the_reference() {
+    for Tested { name, device, .. } in &common::cpus() {
+        for len in [1, 2, 15, 64, 257, 3000] {
+            let mut random = Random::new(len as u64 + 3);
+            let rows: Vec<Vec<f32>> = (0..60).map(|_| logits(&mut random, len)).collect();
+            let draw = |(i, random): (usize, &mut Random)| Draw {
+                temperature: [0.0, 0.5, 1.0, 2.0][i % 4],
+                min_p: [0.0, 0.02, 0.2][i % 3],
+                top_k: [None, Some(7), Some(300)][i / 3 % 3],
+                top_p: [1.0, 0.8][i % 2],
+                chance: chance(random),
+                logprob: false,
+            };
+            let draws: Vec<Draw> = (0..60).map(|i| draw((i, &mut random))).collect();
+            for ((row, draw), got) in rows.iter().zip(&draws).zip(sample(&**device, &rows, &draws)) {
+                assert_eq!(got, reference::draw(row, draw), "{name}, {len}: {draw:?}");
+            }
+        }
     }
 }
 
@@ -220,6 +248,7 @@ fn a_row_is_sampled_alone_as_in_a_batch() {
         let rows: Vec<Vec<f32>> = (0..12).map(|_| logits(&mut random, 40_000)).collect();
         let draw = |(i, random): (usize, &mut Random)| Draw {
             temperature: [0.0, 0.5, 1.0, 2.0][i % 4],
+            min_p: [0.0, 0.0, 0.02, 0.2, 1.0][i % 5],
             top_k: [None, Some(7), Some(300)][i % 3],
             top_p: [1.0, 0.8][i % 2],
             chance: chance(random),
@@ -243,8 +272,12 @@ fn a_row_is_sampled_alone_as_in_a_batch() {
 fn draws_that_do_not_fit_the_logits_are_refused() {
     for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         let logits = device.upload(HostTensor::f32(&[2, 3], &[0.0; 6]).unwrap()).unwrap();
-        let none = Draw { temperature: 1.0, top_k: Some(0), ..Draw::GREEDY };
+        let hot = Draw { temperature: 1.0, ..Draw::GREEDY };
         assert!(device.sample(&logits, &[Draw::GREEDY]).is_err(), "{name}");
-        assert!(device.sample(&logits, &[Draw::GREEDY, none]).is_err(), "{name}");
+        for bad in
+            [Draw { top_k: Some(0), ..hot }, Draw { min_p: 1.1, ..hot }, Draw { min_p: f32::NAN, ..hot }]
+        {
+            assert!(device.sample(&logits, &[Draw::GREEDY, bad]).is_err(), "{name}: {bad:?}");
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! `tilewise generate`
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::model::ModelSource;
-use tilewise_engine::tokenizer::{ChatMessage, Detokenizer, Tokenizer};
-use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, KvBudget, SamplingParams};
+use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
+use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams};
 
 use crate::args::{Format, GenerateArgs};
 use crate::error::CliError;
@@ -23,6 +24,8 @@ struct Generated {
     text: Option<String>,
     logprobs: Vec<f32>,
     finish_reason: &'static str,
+    /// The stop string that ended the text.
+    stop: Option<String>,
     prefill_s: f64,
     /// `None` where nothing was decoded after the prefill.
     decode_median_s: Option<f64>,
@@ -38,12 +41,22 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let mut request = GenerateRequest::new(prompt, max_new_tokens);
     request.sampling = SamplingParams {
         temperature: args.temperature,
+        min_p: args.min_p,
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
+        repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
         logprobs: args.format == Format::Json,
+        ..SamplingParams::default()
     };
     request.sampling.validate()?;
+    request.grammar = args.json_schema.as_deref().map(read_schema).transpose()?;
+    if tokenizer.is_none() && !args.stop.is_empty() {
+        return Err(CliError::Usage("--stop needs a tokenizer, which the model has not".to_owned()));
+    }
+    let reader = Reader { tokenizer: tokenizer.as_ref(), text: TextStream::new(args.stop.clone()) };
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
     let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, ..EngineConfig::default() };
@@ -51,7 +64,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     match args.format {
         Format::Text => {
-            let generated = generate(&mut engine, request, tokenizer.as_ref(), |piece| {
+            let generated = generate(&mut engine, request, reader, |piece| {
                 stdout.write_all(piece.as_bytes())?;
                 stdout.flush()
             })?;
@@ -63,12 +76,18 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
             eprintln!("{}", summary(&generated));
         }
         Format::Json => {
-            let generated = generate(&mut engine, request, tokenizer.as_ref(), |_| Ok(()))?;
+            let generated = generate(&mut engine, request, reader, |_| Ok(()))?;
             let json = serde_json::to_string(&generated).map_err(|e| CliError::Failed(e.to_string()))?;
             writeln!(stdout, "{json}")?;
         }
     }
     Ok(())
+}
+
+fn read_schema(path: &Path) -> Result<Grammar, CliError> {
+    let failed = |why: &dyn std::fmt::Display| CliError::Usage(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| failed(&e))?;
+    Ok(Grammar::JsonSchema(serde_json::from_str(&text).map_err(|e| failed(&e))?))
 }
 
 /// The prompt's ids, and the tokenizer; a folder without one can still continue token ids.
@@ -90,18 +109,24 @@ fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<(Option<Toke
     Ok((Some(tokenizer), ids))
 }
 
+/// Makes text of tokens, where the model has a tokenizer.
+struct Reader<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    text: TextStream,
+}
+
 /// Runs one request to its end and passes on its text as it comes.
 fn generate(
     engine: &mut Engine,
     request: GenerateRequest,
-    tokenizer: Option<&Tokenizer>,
+    reader: Reader<'_>,
     mut emit: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<Generated, CliError> {
     let mut generated = Generated { prompt_ids: request.prompt.clone(), ..Generated::default() };
+    let Reader { tokenizer, text: mut stream } = reader;
     let mut text = String::new();
-    let mut detokenizer = Detokenizer::default();
     let mut clock = Clock::start();
-    engine.submit(request)?;
+    let name = engine.submit(request)?;
     while engine.has_work() {
         for event in engine.step()? {
             match event {
@@ -110,9 +135,10 @@ fn generate(
                     generated.output_ids.push(id);
                     generated.logprobs.extend(logprob);
                     if let Some(tokenizer) = tokenizer {
-                        let piece = detokenizer.push(tokenizer, id)?;
-                        emit(&piece)?;
-                        text.push_str(&piece);
+                        let piece = stream.push(tokenizer, id)?;
+                        emit(&piece.text)?;
+                        text.push_str(&piece.text);
+                        generated.stop = piece.stop;
                     }
                 }
                 Event::Finished { reason, .. } => {
@@ -124,11 +150,18 @@ fn generate(
                 _ => {}
             }
         }
+        if generated.stop.is_some() {
+            engine.abort(name);
+            generated.finish_reason = "stop";
+        }
     }
     if let Some(tokenizer) = tokenizer {
-        let rest = detokenizer.finish(tokenizer)?;
-        emit(&rest)?;
-        text.push_str(&rest);
+        if generated.stop.is_none() {
+            let rest = stream.finish(tokenizer)?;
+            emit(&rest.text)?;
+            text.push_str(&rest.text);
+            generated.stop = rest.stop;
+        }
         generated.text = Some(text);
     }
     (generated.prefill_s, generated.decode_median_s) = clock.finish();

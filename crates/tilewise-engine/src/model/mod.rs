@@ -36,9 +36,9 @@ pub trait Model: Send {
     /// The arithmetic of each distinct kind of attention layer.
     fn attention(&self, kv_dtype: DType) -> Vec<AttentionParams>;
 
-    /// The logits of the batch's `logits_rows`, `[rows, vocab_size]`.
+    /// The logits of the batch's `logits_rows`, `[rows, vocab_size]`, which the caller may change.
     ///
     /// # Errors
     /// What the device's operations return.
-    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&Tensor>;
+    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&mut Tensor>;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tilewise::{BatchLayout, PageTable};
+use tilewise::{BatchLayout, LogitChange, PageTable};
 
 use super::sequence::Sequence;
 use crate::{RequestId, SamplingParams};
@@ -16,6 +16,8 @@ pub struct ScheduledSequence {
     pub num_tokens: usize,
     /// How to draw the token after them; `None` for a chunk that does not reach the end of the known tokens.
     pub sampling: Option<SamplingParams>,
+    /// What penalties and bias change of its row of logits; the row of each is 0.
+    pub changes: Vec<LogitChange>,
     /// The position of the token to draw, which selects the place in the random stream.
     pub next_position: u64,
 }
@@ -84,6 +86,7 @@ impl BatchBuilder {
             request: sequence.id,
             num_tokens,
             sampling: samples.then(|| sequence.sampling.clone()),
+            changes: if samples { sequence.history.changes(&sequence.sampling) } else { Vec::new() },
             next_position: end as u64,
         });
         self.qo_indptr.push(self.token_ids.len() as u32);

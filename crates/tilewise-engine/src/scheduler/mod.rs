@@ -107,6 +107,20 @@ impl Scheduler {
         self.waiting.len() < before
     }
 
+    /// Ends a running request; `None` if there is none of that name.
+    pub fn finish(
+        &mut self,
+        request: RequestId,
+        reason: FinishReason,
+        pages: &mut PagePool,
+    ) -> Option<Event> {
+        let index = self.running.iter().position(|sequence| sequence.id == request)?;
+        let sequence = self.running.remove(index);
+        let cached_tokens = sequence.cached_tokens.unwrap_or(0);
+        sequence.release(pages);
+        Some(Event::Finished { request, reason, cached_tokens })
+    }
+
     /// Limits the tokens of later steps.
     pub fn set_max_batch_tokens(&mut self, max_batch_tokens: usize) {
         self.config.max_batch_tokens = max_batch_tokens.max(1);
@@ -273,7 +287,8 @@ impl Scheduler {
                 None => None,
                 Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
                 Some(Ok(Sampled { id, logprob })) => {
-                    events.push(Event::Token { request: scheduled.request, id: *id, logprob: *logprob });
+                    let (request, top_logprobs) = (scheduled.request, Vec::new());
+                    events.push(Event::Token { request, id: *id, logprob: *logprob, top_logprobs });
                     self.running[index].push(*id)
                 }
             };

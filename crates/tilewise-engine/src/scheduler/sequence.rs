@@ -1,6 +1,7 @@
 //! One request's tokens and pages.
 
 use crate::cache::{PageId, PagePool, PrefixTree};
+use crate::sampler::History;
 use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
 
 #[derive(Debug)]
@@ -12,6 +13,7 @@ pub(super) struct Sequence {
     pub(super) computed: usize,
     pub(super) pages: Vec<PageId>,
     pub(super) sampling: SamplingParams,
+    pub(super) history: History,
     /// Who may share its pages.
     pub(super) salt: Option<String>,
     /// Tokens of the prompt that were found in the cache; `None` before its first admission.
@@ -31,6 +33,7 @@ impl Sequence {
             id,
             max_tokens: prompt_len + request.max_new_tokens,
             prompt_len,
+            history: History::new(&request.sampling, &request.prompt),
             tokens: request.prompt,
             computed: 0,
             pages: Vec::new(),
@@ -108,6 +111,7 @@ impl Sequence {
     /// Appends a generated token and says whether it was the last.
     pub(super) fn push(&mut self, id: u32) -> Option<FinishReason> {
         self.tokens.push(id);
+        self.history.push(&self.sampling, id);
         if self.stop_ids.contains(&id) {
             return Some(FinishReason::Stop(id));
         }

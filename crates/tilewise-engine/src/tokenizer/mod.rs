@@ -2,11 +2,13 @@
 
 mod chat;
 mod detokenizer;
+mod stop;
 
 use serde_json::Value;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use stop::{Piece, StopStrings, TextStream};
 
 use crate::{Error, Result};
 
@@ -52,6 +54,14 @@ impl Tokenizer {
     /// [`Error::Tokenizer`].
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// The `tokenizer.json` that it is.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub(crate) fn to_json(&self) -> Result<Value> {
+        serde_json::to_value(&self.inner).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
     /// The number of tokens, added ones included.

@@ -185,6 +185,7 @@ pub(crate) fn gpus() -> &'static [Gpu] {
 pub(crate) struct Outcome {
     pub(crate) tokens: Vec<u32>,
     pub(crate) logprob_bits: Vec<u32>,
+    pub(crate) top_logprob_bits: Vec<(u32, u32)>,
     pub(crate) reason: Option<FinishReason>,
 }
 
@@ -199,11 +200,12 @@ pub(crate) fn run_all(engine: &mut Engine, requests: &[GenerateRequest]) -> Vec<
         assert!(steps < 100_000, "the engine does not come to an end: {:?}", engine.stats());
         for event in engine.step().unwrap() {
             match event {
-                Event::Token { request, id, logprob } => {
+                Event::Token { request, id, logprob, top_logprobs, .. } => {
                     let outcome = &mut outcomes[ids.iter().position(|&known| known == request).unwrap()];
                     assert_eq!(outcome.reason, None, "a token after the end");
                     outcome.tokens.push(id);
                     outcome.logprob_bits.extend(logprob.map(f32::to_bits));
+                    outcome.top_logprob_bits.extend(top_logprobs.iter().map(|(id, x)| (*id, x.to_bits())));
                 }
                 Event::Finished { request, reason, .. } => {
                     outcomes[ids.iter().position(|&known| known == request).unwrap()].reason = Some(reason);

@@ -108,7 +108,7 @@ impl Model for Decoder {
         vec![params.dtypes(DType::F32, kv_dtype)]
     }
 
-    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&Tensor> {
+    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&mut Tensor> {
         let (device, act) = (cx.device, &mut self.activations);
         let positions = cx.batch.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.rope.reserve(device, positions)?;
@@ -124,6 +124,6 @@ impl Model for Decoder {
             let head = self.head.as_ref().unwrap_or(&self.embedding);
             device.linear(head, &act.last_normed, &mut act.logits)?;
         }
-        Ok(&act.logits)
+        Ok(&mut act.logits)
     }
 }

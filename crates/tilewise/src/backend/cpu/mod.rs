@@ -24,8 +24,8 @@ use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, DType, Device, DeviceCaps, Draw, Error, HeadSpan,
-    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, PageLayout, Result, Sampled, Tensor,
-    TokenView,
+    HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, LogitChange, Logprobs, LogprobsOf, NotFinite,
+    PageLayout, Result, Sampled, Tensor, TokenView,
 };
 
 /// Elements below which a row-wise operation stays on the calling thread.
@@ -121,6 +121,27 @@ impl CpuDevice {
             // SAFETY: every row belongs to one item.
             row(index, unsafe { out.get(index * row_len, row_len) });
         });
+    }
+}
+
+impl CpuDevice {
+    /// What `of` says of each row of logits, on all threads.
+    fn sample_rows<Q: Sync, A: Clone + Send>(
+        &self,
+        rows: &[f32],
+        len: usize,
+        asked: &[Q],
+        of: impl Fn(&mut Sampler, &[f32], &Q) -> Result<A, NotFinite> + Sync,
+    ) -> Vec<Result<A, NotFinite>> {
+        let mut answers = vec![Err(NotFinite); asked.len()];
+        let out = SharedMut::new(&mut answers);
+        self.pool.run(asked.len(), &|thread, row| {
+            let mut sampler = self.samplers[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: every row belongs to one item.
+            let answer = unsafe { out.get(row, 1) };
+            answer[0] = of(&mut sampler, &rows[row * len..][..len], &asked[row]);
+        });
+        answers
     }
 }
 
@@ -315,18 +336,37 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn adjust_logits(&self, logits: &mut Tensor, changes: &[LogitChange]) -> Result<()> {
+        checks::adjust_logits(logits, changes)?;
+        let len = logits.row_len();
+        let logits = f32s_mut("adjust_logits", logits)?;
+        for change in changes {
+            let logit = &mut logits[change.row as usize * len + change.token as usize];
+            *logit = change.apply(*logit);
+        }
+        Ok(())
+    }
+
+    fn mask_logits(&self, logits: &mut Tensor, rows: &[u32], allowed: &[u32]) -> Result<()> {
+        checks::mask_logits(logits, rows, allowed)?;
+        let len = logits.row_len();
+        let logits = f32s_mut("mask_logits", logits)?;
+        for (&row, words) in rows.iter().zip(allowed.chunks_exact(len.div_ceil(32))) {
+            sample::mask(&mut logits[row as usize * len..][..len], words);
+        }
+        Ok(())
+    }
+
+    fn logprobs(&self, logits: &Tensor, asked: &[LogprobsOf]) -> Result<Vec<Result<Logprobs, NotFinite>>> {
+        checks::logprobs(logits, asked)?;
+        let rows = f32s("logprobs", logits)?;
+        Ok(self.sample_rows(rows, logits.row_len(), asked, Sampler::logprobs))
+    }
+
     fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>> {
         checks::sample(logits, draws)?;
-        let (len, rows) = (logits.row_len(), f32s("sample", logits)?);
-        let mut sampled = vec![Err(NotFinite); draws.len()];
-        let out = SharedMut::new(&mut sampled);
-        self.pool.run(draws.len(), &|thread, row| {
-            let mut sampler = self.samplers[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: every row belongs to one item.
-            let outcome = unsafe { out.get(row, 1) };
-            outcome[0] = sampler.draw(&rows[row * len..][..len], &draws[row]);
-        });
-        Ok(sampled)
+        let rows = f32s("sample", logits)?;
+        Ok(self.sample_rows(rows, logits.row_len(), draws, Sampler::draw))
     }
 }
 

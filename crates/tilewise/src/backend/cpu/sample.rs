@@ -1,6 +1,6 @@
 //! Logits to tokens.
 
-use crate::device::{Draw, NotFinite, Sampled};
+use crate::{Draw, Logprobs, LogprobsOf, NotFinite, Sampled};
 
 /// Draws tokens, and keeps the memory that a row takes for the next.
 #[derive(Debug, Default)]
@@ -20,21 +20,40 @@ struct Candidate {
 impl Sampler {
     /// The token of a row of logits.
     pub(super) fn draw(&mut self, logits: &[f32], draw: &Draw) -> Result<Sampled, NotFinite> {
-        let max = row_max(logits);
-        if !max.is_finite() || has_nan(logits) {
-            return Err(NotFinite);
-        }
+        let max = finite_max(logits)?;
         let id = match draw.temperature {
             0.0 => first_equal(logits, max),
             _ => self.draw_by_chance(logits, max, draw),
         };
-        let logprob = || f64::from(logits[id]) - f64::from(max) - sum_exp(logits, max).ln();
-        Ok(Sampled { id: id as u32, logprob: draw.logprob.then(|| logprob() as f32) })
+        let logprob = || logprob(logits[id], max, sum_exp(logits, max).ln());
+        Ok(Sampled { id: id as u32, logprob: draw.logprob.then(logprob) })
+    }
+
+    /// The logprobs of a row that are asked for.
+    pub(super) fn logprobs(&mut self, logits: &[f32], asked: &LogprobsOf) -> Result<Logprobs, NotFinite> {
+        let max = finite_max(logits)?;
+        let log_sum = sum_exp(logits, max).ln();
+        let of = |logit| logprob(logit, max, log_sum);
+        let logprob = of(logits[asked.token as usize]);
+        let most = (asked.top as usize).min(logits.len());
+        if most == 0 {
+            return Ok(Logprobs { logprob, top: Vec::new() });
+        }
+        self.candidates.clear();
+        let all = logits.iter().enumerate();
+        self.candidates.extend(all.map(|(id, &logit)| Candidate { id: id as u32, logit, weight: 0.0 }));
+        self.candidates.select_nth_unstable_by(most - 1, more_probable);
+        let top = &mut self.candidates[..most];
+        top.sort_unstable_by(more_probable);
+        Ok(Logprobs { logprob, top: top.iter().map(|c| (c.id, of(c.logit))).collect() })
     }
 
     fn draw_by_chance(&mut self, logits: &[f32], max: f32, draw: &Draw) -> usize {
         self.weights.clear();
-        self.weights.extend(logits.iter().map(|&logit| exp_of_negative((logit - max) / draw.temperature)));
+        let least = draw.min_p_distance();
+        let weight =
+            |below: f32| if below >= least { exp_of_negative(below / draw.temperature) } else { 0.0 };
+        self.weights.extend(logits.iter().map(|&logit| weight(logit - max)));
         if draw.keeps_all(logits.len()) {
             return pick(&self.weights, draw.chance * sum(&self.weights));
         }
@@ -81,9 +100,28 @@ impl Sampler {
     }
 }
 
-/// A total order: larger logits first, lower ids among equals.
+/// Makes `-inf` of the logits whose bits are not set.
+pub(super) fn mask(row: &mut [f32], allowed: &[u32]) {
+    for (logits, &word) in row.chunks_mut(32).zip(allowed) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+        }
+    }
+}
+
+/// A total order: larger logits first, lower ids among equals. Zeros of both signs are equals.
 fn more_probable(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+    (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.id.cmp(&b.id))
+}
+
+fn logprob(logit: f32, max: f32, log_sum: f64) -> f32 {
+    (f64::from(logit) - f64::from(max) - log_sum) as f32
+}
+
+/// The largest of a finite row.
+fn finite_max(row: &[f32]) -> Result<f32, NotFinite> {
+    let max = row_max(row);
+    if max.is_finite() && !has_nan(row) { Ok(max) } else { Err(NotFinite) }
 }
 
 fn sum(weights: &[f32]) -> f64 {

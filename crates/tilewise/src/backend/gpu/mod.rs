@@ -25,8 +25,8 @@ use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, Counts, DType, Device, DeviceCaps, DeviceSummary,
-    Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, NotFinite, PageLayout,
-    Result, RotaryHeads, Sampled, Tensor, TokenView, checks,
+    Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, LogitChange, Logprobs,
+    LogprobsOf, NotFinite, PageLayout, Result, RotaryHeads, Sampled, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -328,6 +328,21 @@ impl Device for GpuDevice {
         self.context.write(&ids, 0, bytemuck::cast_slice(rows))?;
         let dtype = rows::wgsl("gather_rows", x)?;
         self.context.gather((gpu(x)?, dtype), None, (x.row_len(), 0, x.rows()), &ids, out)
+    }
+
+    fn adjust_logits(&self, logits: &mut Tensor, changes: &[LogitChange]) -> Result<()> {
+        checks::adjust_logits(logits, changes)?;
+        sample::adjust(&self.context, logits, changes)
+    }
+
+    fn mask_logits(&self, logits: &mut Tensor, rows: &[u32], allowed: &[u32]) -> Result<()> {
+        checks::mask_logits(logits, rows, allowed)?;
+        sample::mask(&self.context, logits, rows, allowed)
+    }
+
+    fn logprobs(&self, logits: &Tensor, asked: &[LogprobsOf]) -> Result<Vec<Result<Logprobs, NotFinite>>> {
+        checks::logprobs(logits, asked)?;
+        sample::logprobs(&self.context, logits, asked)
     }
 
     fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>> {

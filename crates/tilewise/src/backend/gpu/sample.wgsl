@@ -1,9 +1,8 @@
 // Draws a token from each row of logits. One work group per row; the result depends on the row and its draw alone.
 //
-// Logits are compared as integers in the same order. Weights are integers too, in units of 2^-40 of the largest: sums
-// do not depend on the order in which threads add them. Whatever has to be found is the first element, in some order,
-// at which a running sum exceeds a goal: the last of the top k (counts), the end of the nucleus and the token drawn
-// (weights). It is found digit by digit of the order's key, from sums over the elements with each digit.
+// Whatever has to be found is the first element, in some order, at which a running sum exceeds a goal: the last of the
+// top k (counts), the end of the nucleus and the token drawn (weights). It is found digit by digit of the order's key,
+// from sums over the elements with each digit.
 
 struct Args {
     rows: u32,
@@ -16,11 +15,6 @@ var<immediate> args: Args;
 @group(0) @binding(1) var<storage, read> draws: array<u32>;
 @group(0) @binding(2) var<storage, read_write> sampled: array<u32>;
 
-const THREADS = ${THREADS}u;
-const COPIES = 8u;           // of each digit's sum, so that neighbours seldom add to the same
-const NOT_FINITE = 0xffffffffu;
-const MINUS_INFINITY = 0x007fffffu;
-const INFINITY = 0xff800000u;
 // What an element adds to a sum.
 const COUNT = 0u;
 const WEIGHT = 1u;
@@ -39,29 +33,7 @@ struct Draw {
     chance: u32,         // in units of 2^-32
 }
 
-// An element's place: larger keys first, lower ids among equals.
-struct Place {
-    key: u32,
-    id: u32,
-}
-
-var<workgroup> low: array<atomic<u32>, ${256 * 8}>;
-var<workgroup> high: array<atomic<u32>, ${256 * 8}>;
-var<workgroup> sums: array<vec2<u32>, 256>;
-var<workgroup> parts: array<vec2<u32>, 16>;
-var<workgroup> lowest: array<atomic<u32>, 256>;
-var<workgroup> largest: atomic<u32>;
-var<workgroup> smallest: atomic<u32>;
-var<workgroup> first: atomic<u32>;
 var<workgroup> asked: Draw;
-var<workgroup> digit: u32;
-var<workgroup> before: vec2<u32>;
-
-// Two words are a number: x is the lower.
-fn add(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-    let x = a.x + b.x;
-    return vec2<u32>(x, a.y + b.y + select(0u, 1u, x < a.x));
-}
 
 fn subtract(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
     return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
@@ -96,99 +68,6 @@ fn times(a: vec2<u32>, b: vec2<u32>) -> u32 {
         }
     }
     return quotient;
-}
-
-// An integer that orders as the logit does; both zeros are one.
-fn key_of(bits: u32) -> u32 {
-    if bits == 0x80000000u {
-        return 0x80000000u;
-    }
-    return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
-}
-
-fn logit_of(key: u32) -> f32 {
-    return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
-}
-
-// The weight of a logit, of 1 at most, in units of 2^-40.
-fn weight_of(key: u32, top: f32, temperature: f32, limit: f32) -> vec2<u32> {
-    let below = logit_of(key) - top;
-    if key <= MINUS_INFINITY || !(below >= limit) {
-        return vec2<u32>();
-    }
-    let weight = min(exp(below / temperature), 1.0) * 256.0;
-    let whole = floor(weight);
-    return vec2<u32>(u32((weight - whole) * 4294967296.0), u32(whole));
-}
-
-fn add_to(place: u32, value: vec2<u32>) {
-    let old = atomicAdd(&low[place], value.x);
-    let up = value.y + select(0u, 1u, old + value.x < old);
-    if up != 0u {
-        atomicAdd(&high[place], up);
-    }
-}
-
-fn clear_sums(thread: u32) {
-    for (var i = thread; i < 256u * COPIES; i += THREADS) {
-        atomicStore(&low[i], 0u);
-        atomicStore(&high[i], 0u);
-    }
-    for (var i = thread; i < 256u; i += THREADS) {
-        atomicStore(&lowest[i], NOT_FINITE);
-    }
-    workgroupBarrier();
-}
-
-// Adds up the copies: sums[d] is that of the digit 255 - d, the first in order.
-fn collect_sums(thread: u32) {
-    workgroupBarrier();
-    for (var i = thread; i < 256u; i += THREADS) {
-        var sum = vec2<u32>();
-        for (var copy = 0u; copy < COPIES; copy++) {
-            let at = (255u - i) * COPIES + copy;
-            sum = add(sum, vec2<u32>(atomicLoad(&low[at]), atomicLoad(&high[at])));
-        }
-        sums[i] = sum;
-    }
-    workgroupBarrier();
-    if thread < 16u {
-        var sum = vec2<u32>();
-        for (var i = 0u; i < 16u; i++) {
-            sum = add(sum, sums[thread * 16u + i]);
-        }
-        parts[thread] = sum;
-    }
-    workgroupBarrier();
-}
-
-// The sum of the weights of all elements up to a place.
-fn sum_up_to(row: u32, thread: u32, last: Place, top: f32, temperature: f32, limit: f32) -> vec2<u32> {
-    clear_sums(thread);
-    var sum = vec2<u32>();
-    for (var begin = thread; begin < args.len; begin += 4u * THREADS) {
-#for u in 0..4
-        let key_$u = key_of(logits[row + min(begin + ${u}u * THREADS, args.len - 1u)]);
-#end
-#for u in 0..4
-        {
-            let id = begin + ${u}u * THREADS;
-            if id < args.len && (key_$u > last.key || (key_$u == last.key && id <= last.id)) {
-                sum = add(sum, weight_of(key_$u, top, temperature, limit));
-            }
-        }
-#end
-    }
-    add_to(thread % (256u * COPIES), sum);
-    collect_sums(thread);
-    if thread == 0u {
-        var all = vec2<u32>();
-        for (var i = 0u; i < 16u; i++) {
-            all = add(all, parts[i]);
-        }
-        before = all;
-    }
-    return workgroupUniformLoad(&before);
 }
 
 struct Found {
@@ -311,12 +190,6 @@ fn by_chance(row: u32, thread: u32, top: f32) -> u32 {
     return place_of(row, thread, search).id;
 }
 
-fn logprob_of(row: u32, thread: u32, id: u32, top: f32) -> f32 {
-    let sum = sum_up_to(row, thread, Place(0u, NOT_FINITE), top, 1.0, -28.0);
-    let total = f32(sum.y) / 256.0 + f32(sum.x) / 1099511627776.0;
-    return logit_of(key_of(logits[row + id])) - top - log(total);
-}
-
 @compute @workgroup_size($THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
@@ -329,50 +202,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if thread == 0u {
         asked = Draw(draws[at], draws[at + 1u], bitcast<f32>(draws[at + 2u]), bitcast<f32>(draws[at + 3u]),
                      draws[at + 4u], draws[at + 5u], draws[at + 6u]);
-        atomicStore(&largest, 0u);
-        atomicStore(&smallest, NOT_FINITE);
-        atomicStore(&first, NOT_FINITE);
     }
-    workgroupBarrier();
-    var best = Place(0u, NOT_FINITE);
-    var least = NOT_FINITE;
-    for (var begin = thread; begin < args.len; begin += 4u * THREADS) {
-#for u in 0..4
-        let key_$u = key_of(logits[row + min(begin + ${u}u * THREADS, args.len - 1u)]);
-#end
-#for u in 0..4
-        {
-            let id = begin + ${u}u * THREADS;
-            if id < args.len {
-                // Ids ascend, so the first of equals stays.
-                if key_$u > best.key {
-                    best = Place(key_$u, id);
-                }
-                least = min(least, key_$u);
-            }
-        }
-#end
-    }
-    atomicMax(&largest, best.key);
-    atomicMin(&smallest, least);
-    workgroupBarrier();
-    let top = atomicLoad(&largest);
-    if best.key == top {
-        atomicMin(&first, best.id);
-    }
-    // NaN orders above infinity or below its negative, by its sign.
-    let finite = top < INFINITY && top > MINUS_INFINITY && atomicLoad(&smallest) >= MINUS_INFINITY;
-    workgroupBarrier();
-    if thread == 0u {
-        digit = select(NOT_FINITE, atomicLoad(&first), finite);
-    }
-    var id = workgroupUniformLoad(&digit);
-    if workgroupUniformLoad(&digit) != NOT_FINITE {
+    let best = largest_of(row, thread);
+    var id = best.id;
+    if id != NOT_FINITE {
+        let top = logit_of(best.key);
         if draws[at] != 0u {
-            id = by_chance(row, thread, logit_of(top));
+            id = by_chance(row, thread, top);
         }
         if draws[at + 1u] != 0u {
-            let logprob = logprob_of(row, thread, id, logit_of(top));
+            let logprob = logit_of(key_of(logits[row + id])) - top - log_sum(row, thread, top);
             if thread == 0u {
                 sampled[index * 2u + 1u] = bitcast<u32>(logprob);
             }

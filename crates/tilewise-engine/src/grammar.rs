@@ -1,0 +1,133 @@
+//! Texts that obey a grammar: which tokens may come next.
+//!
+//! The matching is llguidance's: an Earley parser over lexemes whose regular expressions are derivatives, walked along the
+//! trie of the vocabulary.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
+
+use crate::model::{ModelConfig, ModelSource};
+use crate::scheduler::BatchPlan;
+use crate::{Error, FinishReason, RequestId, Result};
+
+/// What a generated text has to obey, from its first character to its last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Grammar {
+    /// Is JSON that a schema describes.
+    JsonSchema(serde_json::Value),
+    /// Matches a regular expression in Rust's syntax as a whole.
+    Regex(String),
+    /// Is derived from the rule `start` of a grammar in llguidance's variant of Lark.
+    Lark(String),
+}
+
+/// The tokens that some rows of logits may draw.
+#[derive(Debug, Default)]
+pub struct AllowedTokens {
+    /// Rows that are restricted, ascending.
+    pub rows: Vec<u32>,
+    /// For each of them the bits of its tokens, as [`tilewise::Device::mask_logits`] takes them.
+    pub bits: Vec<u32>,
+}
+
+/// Where the texts of all requests with a grammar are.
+pub(crate) struct Grammars {
+    source: ModelSource,
+    /// Made for the first request with a grammar: it takes a pass over the vocabulary.
+    factory: Option<ParserFactory>,
+    matchers: HashMap<RequestId, Matcher>,
+}
+
+impl Grammars {
+    pub(crate) fn new(source: ModelSource) -> Self {
+        Self { source, factory: None, matchers: HashMap::new() }
+    }
+
+    /// The matcher of a request that is about to be queued.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`] for one that cannot be compiled, [`Error::Unsupported`] if the model has no end-of-text token or
+    /// a tokenizer whose tokens are no bytes, [`Error::File`] if it has no tokenizer.
+    pub(crate) fn compile(&mut self, grammar: &Grammar, config: &ModelConfig) -> Result<Matcher> {
+        let factory = match &mut self.factory {
+            Some(factory) => factory,
+            none => none.insert(factory(&self.source, config)?),
+        };
+        let top = match grammar {
+            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        };
+        let matcher = Matcher::new(factory.create_parser(top));
+        match matcher.get_error() {
+            // It shows the place in the grammar, on lines of its own.
+            Some(why) => Err(Error::Grammar(why.split_whitespace().collect::<Vec<_>>().join(" "))),
+            None => Ok(matcher),
+        }
+    }
+
+    /// Follows a request from now on.
+    pub(crate) fn insert(&mut self, request: RequestId, matcher: Matcher) {
+        self.matchers.insert(request, matcher);
+    }
+
+    /// Forgets a request that is over.
+    pub(crate) fn remove(&mut self, request: RequestId) {
+        self.matchers.remove(&request);
+    }
+
+    /// What the rows of a batch may draw, and the requests that can go no further.
+    pub(crate) fn allowed(
+        &mut self,
+        batch: &BatchPlan,
+        vocab_size: usize,
+    ) -> (AllowedTokens, Vec<(RequestId, FinishReason)>) {
+        let (mut allowed, mut failed) = (AllowedTokens::default(), Vec::new());
+        if self.matchers.is_empty() {
+            return (allowed, failed);
+        }
+        let words = vocab_size.div_ceil(32);
+        let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
+        for (row, sequence) in (0..).zip(sampled) {
+            let Some(matcher) = self.matchers.get_mut(&sequence.request) else { continue };
+            match matcher.compute_mask() {
+                Ok(mask) => {
+                    allowed.rows.push(row);
+                    allowed.bits.extend_from_slice(&mask.as_slice()[..words]);
+                }
+                Err(why) => failed.push((sequence.request, FinishReason::Failed(format!("grammar: {why}")))),
+            }
+        }
+        (allowed, failed)
+    }
+
+    /// Takes over a token; says why the request ends with it, if it does.
+    pub(crate) fn push(&mut self, request: RequestId, id: u32) -> Option<FinishReason> {
+        let matcher = self.matchers.get_mut(&request)?;
+        match matcher.consume_token(id) {
+            Err(why) => Some(FinishReason::Failed(format!("grammar: {why}"))),
+            Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),
+        }
+    }
+}
+
+fn factory(source: &ModelSource, config: &ModelConfig) -> Result<ParserFactory> {
+    let unsupported = |why: String| Error::unsupported("a grammar", why);
+    let vocabulary = source.tokenizer()?.to_json()?;
+    let mut words = token_bytes_from_tokenizer_json(&vocabulary).map_err(|e| unsupported(e.to_string()))?;
+    // A model may have more rows of logits than its tokenizer has tokens: nothing is spelled by them.
+    words.resize(config.vocab_size, Vec::new());
+    let Some(&end) = config.eos_ids.iter().find(|&&id| (id as usize) < words.len()) else {
+        return Err(unsupported("the model has no end-of-text token".to_owned()));
+    };
+    let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, end), &words);
+    let ends: Vec<u32> = config.eos_ids.iter().copied().filter(|&id| (id as usize) < words.len()).collect();
+    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(&ends)));
+    let mut factory = ParserFactory::new_simple(&environment).map_err(|e| unsupported(e.to_string()))?;
+    factory.quiet();
+    Ok(factory)
+}
