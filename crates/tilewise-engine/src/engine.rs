@@ -27,7 +27,7 @@ pub struct Engine {
 /// What an engine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Requests that wait.
+    /// Sequences that wait: one for each request until its completions part, then one for each of them.
     pub waiting: usize,
     /// Sequences that hold pages.
     pub running: usize,
@@ -135,6 +135,8 @@ impl Engine {
         let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
+        let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
+        device.copy_pages(&mut self.kv, &copies)?;
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
         look(device, &batch, logits)?;

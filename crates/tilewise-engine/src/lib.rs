@@ -19,4 +19,4 @@ pub mod tokenizer;
 pub use config::{EngineConfig, KvBudget};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
-pub use request::{Event, FinishReason, GenerateRequest, RequestId, SamplingParams};
+pub use request::{Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams};
