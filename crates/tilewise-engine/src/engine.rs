@@ -31,7 +31,7 @@ pub struct Engine {
 /// What an engine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Requests that wait.
+    /// Sequences that wait: one for each request until its completions part, then one for each of them.
     pub waiting: usize,
     /// Sequences that hold pages.
     pub running: usize,
@@ -107,16 +107,17 @@ impl Engine {
         }
         let grammar = request.grammar.as_ref();
         let matcher = grammar.map(|grammar| self.grammars.compile(grammar, config)).transpose()?;
+        let n = request.n;
         let name = self.scheduler.submit(request, &self.pages)?;
         if let Some(matcher) = matcher {
-            self.grammars.insert(name, matcher);
+            self.grammars.insert(name, n, &matcher);
         }
         Ok(name)
     }
 
     /// Forgets a request and frees its pages; false if it is over or unknown.
     pub fn abort(&mut self, request: RequestId) -> bool {
-        self.grammars.remove(request);
+        self.grammars.abort(request);
         self.scheduler.abort(request, &mut self.pages)
     }
 
@@ -149,6 +150,8 @@ impl Engine {
         let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
+        let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
+        device.copy_pages(&mut self.kv, &copies)?;
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
         look(device, &batch, logits)?;
@@ -163,28 +166,40 @@ impl Engine {
         &mut self,
         batch: &BatchPlan,
         drawn: Drawn,
-        failed: Vec<(RequestId, FinishReason)>,
+        failed: Vec<((RequestId, usize), FinishReason)>,
     ) -> Vec<Event> {
-        let mut finish = |request, reason| self.scheduler.finish(request, reason, &mut self.pages);
-        let mut events: Vec<Event> =
-            failed.into_iter().filter_map(|(request, reason)| finish(request, reason)).collect();
-        events.extend(self.scheduler.commit(batch, &drawn.sampled, &mut self.pages));
+        let mut events = self.scheduler.commit(batch, &drawn.sampled, &mut self.pages);
+        let mut finish = |completion, reason| self.scheduler.finish(completion, reason, &mut self.pages);
+        for (completion, why) in failed {
+            let of_it = |request: &RequestId, index: &usize| (*request, *index) == completion;
+            events.retain(
+                |event| !matches!(event, Event::Token { request, index, .. } if of_it(request, index)),
+            );
+            let ended = events.iter_mut().find_map(|event| match event {
+                Event::Finished { request, index, reason, .. } => of_it(request, index).then_some(reason),
+                Event::Token { .. } => None,
+            });
+            match ended {
+                Some(reason) => *reason = why,
+                None => events.extend(finish(completion, why)),
+            }
+        }
         let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
-        let mut tops: HashMap<_, _> = sampled.map(|s| s.request).zip(drawn.top_logprobs).collect();
+        let mut tops: HashMap<_, _> = sampled.map(|s| (s.request, s.index)).zip(drawn.top_logprobs).collect();
         let mut tokens = Vec::new();
         for event in &mut events {
             match event {
-                Event::Token { request, id, top_logprobs, .. } => {
-                    *top_logprobs = tops.remove(request).unwrap_or_default();
-                    tokens.push((*request, *id));
+                Event::Token { request, index, id, top_logprobs, .. } => {
+                    *top_logprobs = tops.remove(&(*request, *index)).unwrap_or_default();
+                    tokens.push(((*request, *index), *id));
                 }
-                Event::Finished { request, .. } => self.grammars.remove(*request),
+                Event::Finished { request, index, .. } => self.grammars.remove((*request, *index)),
             }
         }
-        for (request, id) in tokens {
-            let Some(reason) = self.grammars.push(request, id) else { continue };
-            self.grammars.remove(request);
-            events.extend(self.scheduler.finish(request, reason, &mut self.pages));
+        for (completion, id) in tokens {
+            let Some(reason) = self.grammars.push(completion, id) else { continue };
+            self.grammars.remove(completion);
+            events.extend(self.scheduler.finish(completion, reason, &mut self.pages));
         }
         events
     }

@@ -34,12 +34,15 @@ pub struct AllowedTokens {
     pub bits: Vec<u32>,
 }
 
+/// A request and which of its completions.
+type Completion = (RequestId, usize);
+
 /// Where the texts of all requests with a grammar are.
 pub(crate) struct Grammars {
     source: ModelSource,
     /// Made for the first request with a grammar: it takes a pass over the vocabulary.
     factory: Option<ParserFactory>,
-    matchers: HashMap<RequestId, Matcher>,
+    matchers: HashMap<Completion, Matcher>,
 }
 
 impl Grammars {
@@ -70,22 +73,27 @@ impl Grammars {
         }
     }
 
-    /// Follows a request from now on.
-    pub(crate) fn insert(&mut self, request: RequestId, matcher: Matcher) {
-        self.matchers.insert(request, matcher);
+    /// Follows the `n` completions of a request from now on.
+    pub(crate) fn insert(&mut self, request: RequestId, n: usize, matcher: &Matcher) {
+        self.matchers.extend((0..n).map(|index| ((request, index), matcher.deep_clone())));
     }
 
-    /// Forgets a request that is over.
-    pub(crate) fn remove(&mut self, request: RequestId) {
-        self.matchers.remove(&request);
+    /// Forgets a completion that is over.
+    pub(crate) fn remove(&mut self, completion: Completion) {
+        self.matchers.remove(&completion);
     }
 
-    /// What the rows of a batch may draw, and the requests that can go no further.
+    /// Forgets a request.
+    pub(crate) fn abort(&mut self, request: RequestId) {
+        self.matchers.retain(|completion, _| completion.0 != request);
+    }
+
+    /// What the rows of a batch may draw, and the completions that can go no further.
     pub(crate) fn allowed(
         &mut self,
         batch: &BatchPlan,
         vocab_size: usize,
-    ) -> (AllowedTokens, Vec<(RequestId, FinishReason)>) {
+    ) -> (AllowedTokens, Vec<(Completion, FinishReason)>) {
         let (mut allowed, mut failed) = (AllowedTokens::default(), Vec::new());
         if self.matchers.is_empty() {
             return (allowed, failed);
@@ -93,21 +101,24 @@ impl Grammars {
         let words = vocab_size.div_ceil(32);
         let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
         for (row, sequence) in (0..).zip(sampled) {
-            let Some(matcher) = self.matchers.get_mut(&sequence.request) else { continue };
+            let Some(matcher) = self.matchers.get_mut(&(sequence.request, sequence.index)) else { continue };
             match matcher.compute_mask() {
                 Ok(mask) => {
                     allowed.rows.push(row);
                     allowed.bits.extend_from_slice(&mask.as_slice()[..words]);
                 }
-                Err(why) => failed.push((sequence.request, FinishReason::Failed(format!("grammar: {why}")))),
+                Err(why) => {
+                    let completion = (sequence.request, sequence.index);
+                    failed.push((completion, FinishReason::Failed(format!("grammar: {why}"))));
+                }
             }
         }
         (allowed, failed)
     }
 
-    /// Takes over a token; says why the request ends with it, if it does.
-    pub(crate) fn push(&mut self, request: RequestId, id: u32) -> Option<FinishReason> {
-        let matcher = self.matchers.get_mut(&request)?;
+    /// Takes over a token; says why the completion ends with it, if it does.
+    pub(crate) fn push(&mut self, completion: Completion, id: u32) -> Option<FinishReason> {
+        let matcher = self.matchers.get_mut(&completion)?;
         match matcher.consume_token(id) {
             Err(why) => Some(FinishReason::Failed(format!("grammar: {why}"))),
             Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),

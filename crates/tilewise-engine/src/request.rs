@@ -115,6 +115,9 @@ impl SamplingParams {
     }
 }
 
+/// Completions that a request may ask for.
+pub const MAX_COMPLETIONS: usize = 128;
+
 /// A prompt and how to continue it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -124,6 +127,9 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// Tokens to generate at most.
     pub max_new_tokens: usize,
+    /// How many times the prompt is continued, from 1 to [`MAX_COMPLETIONS`]; it is computed once. Completion `i` has a
+    /// random stream of its own, selected by the seed and `i`; that of completion 0 is the one of `n` = 1.
+    pub n: usize,
     /// Tokens that end the text, besides the model's own.
     pub stop_ids: Vec<u32>,
     /// Whether to go on after the model's own end-of-text tokens, as benchmarks do.
@@ -142,6 +148,7 @@ impl GenerateRequest {
             prompt,
             sampling: SamplingParams::default(),
             max_new_tokens,
+            n: 1,
             stop_ids: Vec::new(),
             ignore_eos: false,
             grammar: None,
@@ -161,6 +168,9 @@ impl GenerateRequest {
         if self.max_new_tokens == 0 {
             return Err(Error::value("max_new_tokens", "at least 1", 0));
         }
+        if !(1..=MAX_COMPLETIONS).contains(&self.n) {
+            return Err(Error::value("n", format!("from 1 to {MAX_COMPLETIONS}"), self.n));
+        }
         let biased = self.sampling.logit_bias.iter().map(|(token, _)| token);
         match self.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab_size) {
             Some(id) => Err(Error::value("token id", format!("below the vocabulary size {vocab_size}"), id)),
@@ -169,7 +179,7 @@ impl GenerateRequest {
     }
 }
 
-/// Why a request ended.
+/// Why a completion ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
@@ -179,7 +189,7 @@ pub enum FinishReason {
     Grammar,
     /// `max_new_tokens` were generated.
     Length,
-    /// The request failed by itself; others go on.
+    /// It failed by itself; others go on.
     Failed(String),
 }
 
@@ -202,6 +212,8 @@ pub enum Event {
     Token {
         /// The request.
         request: RequestId,
+        /// Which of its completions, from 0.
+        index: usize,
         /// The token.
         id: u32,
         /// Natural logarithm of its probability at temperature 1, over the whole vocabulary, where asked for.
@@ -209,10 +221,12 @@ pub enum Event {
         /// The most probable tokens with theirs, as many as were asked for; the first is the most probable.
         top_logprobs: Vec<(u32, f32)>,
     },
-    /// The request is over and holds no pages.
+    /// A completion is over and holds no pages. The request is over when all `n` are.
     Finished {
         /// The request.
         request: RequestId,
+        /// Which of its completions, from 0.
+        index: usize,
         /// Why.
         reason: FinishReason,
         /// Tokens of the prompt that were not computed, because their pages were in the cache.

@@ -173,6 +173,14 @@ impl History {
     }
 }
 
+/// The seed of a completion's own random stream; that of the first is the request's.
+pub(crate) fn completion_seed(seed: u64, index: usize) -> u64 {
+    match index {
+        0 => seed,
+        index => mix(mix(seed) ^ mix(index as u64)),
+    }
+}
+
 /// A number in `0..1` that depends on the seed and the position only: a random stream that any batch, chunk
 /// or preemption reads at the same place.
 fn uniform(seed: u64, position: u64) -> f64 {

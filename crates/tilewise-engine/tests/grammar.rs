@@ -4,7 +4,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Outcome, gpus, open, open_on, run_all, run_one, small};
+use common::{Outcome, gpus, open, open_on, run_all, run_completions, run_one, small};
 use serde_json::{Value, json};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::Tokenizer;
@@ -97,6 +97,28 @@ fn a_schema_of_nested_objects_holds_over_two_hundred_seeds() {
         assert_eq!(outcome.reason, Some(FinishReason::Length), "seed {seed}");
     }
     assert!(complete.len() > 100 && texts.len() > 100, "{} complete, {} differ", complete.len(), texts.len());
+}
+
+#[test]
+fn every_completion_of_a_request_obeys_its_grammar_by_itself() {
+    let (mut engine, tokenizer) = (open(&demo(), &small()).unwrap(), tokenizer());
+    let mut request = request(3, 40, Grammar::Regex("[a-z]{3,5}=[0-9]{2};".to_owned()));
+    let alone = run_one(&mut engine, &request);
+    request.n = 6;
+    let completions = run_completions(&mut engine, &[request]).remove(0);
+    assert_eq!(completions[0].tokens, alone.tokens);
+    let mut texts = std::collections::BTreeSet::new();
+    for (index, outcome) in completions.iter().enumerate() {
+        assert!(is_complete(outcome), "completion {index}: {:?}", outcome.reason);
+        let text = tokenizer.decode(&outcome.tokens).unwrap();
+        let (name, number) = text.split_once('=').unwrap_or_else(|| panic!("completion {index}: {text}"));
+        assert!(
+            (3..=5).contains(&name.len()) && number.len() == 3 && number.ends_with(';'),
+            "{index}: {text}"
+        );
+        texts.insert(text);
+    }
+    assert!(texts.len() > 1, "{texts:?}");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    Outcome, gpus, model_folder, open, open_on, open_with_threads, prompts, run_all, run_one, small,
-    tiny_config,
+    Outcome, gpus, model_folder, open, open_on, open_with_threads, prompts, run_all, run_completions,
+    run_one, small, tiny_config,
 };
 use safetensors::tensor::Dtype;
 use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget, SamplingParams};
@@ -148,6 +148,48 @@ fn a_cached_prefix_changes_no_bit() {
         assert_eq!(hit, requests.iter().map(cached).sum::<usize>(), "all but the last page of each");
         engine.clear_prefix_cache();
         assert_same("cleared", &run_all(&mut engine, &requests), &want);
+    }
+}
+
+#[test]
+fn completions_have_the_same_bits_forked_or_not_and_the_first_is_that_of_one() {
+    let one = requests(9);
+    let many: Vec<GenerateRequest> =
+        one.iter().map(|request| GenerateRequest { n: 5, ..request.clone() }).collect();
+    let want = alone(Dtype::BF16, &one);
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    // With one running sequence nothing is forked.
+    let unforked = EngineConfig { max_running: 1, ..small() };
+    let unforked = run_completions(&mut open(folder.path(), &unforked).unwrap(), &many);
+    let firsts: Vec<Outcome> = unforked.iter().map(|completions| completions[0].clone()).collect();
+    assert_same("completion 0", &firsts, &want);
+    for (index, completions) in unforked.iter().enumerate() {
+        let equal = completions.iter().filter(|outcome| *outcome == &completions[0]).count();
+        let greedy = many[index].sampling.temperature == 0.0;
+        assert_eq!(equal, if greedy { 5 } else { 1 }, "request {index}: greedy alone gives equal texts");
+    }
+    let tiny = KvBudget::Tokens(12 * 16);
+    for (page_size, kv, prefix_cache) in
+        [(32, small().kv, true), (16, small().kv, false), (16, tiny, true), (16, tiny, false)]
+    {
+        let config = EngineConfig { page_size, kv, prefix_cache, ..small() };
+        let got = run_completions(&mut open(folder.path(), &config).unwrap(), &many);
+        for (index, (got, want)) in got.iter().zip(&unforked).enumerate() {
+            assert_same(&format!("{config:?}: request {index}"), got, want);
+        }
+    }
+    for gpu in gpus() {
+        let count = if gpu.software { 3 } else { 9 };
+        let mut requests = many[..count].to_vec();
+        if gpu.software {
+            requests.iter_mut().for_each(|request| request.max_new_tokens = 4);
+        }
+        let unforked = EngineConfig { max_running: 1, ..small() };
+        let want = run_completions(&mut open_on(&gpu.device, folder.path(), &unforked).unwrap(), &requests);
+        let got = run_completions(&mut open_on(&gpu.device, folder.path(), &small()).unwrap(), &requests);
+        for (got, want) in got.iter().zip(&want) {
+            assert_same(&gpu.name, got, want);
+        }
     }
 }
 

@@ -20,6 +20,8 @@ fn requests_that_mean_nothing_are_refused_by_name() {
         (request(&[1, 131], 5), ["token id", "131"]),
         (request(&[1], 512), ["513", "the model's context holds 512"]),
         (request(&[1], usize::MAX), ["shorten it", "512"]),
+        (GenerateRequest { n: 0, ..request(&[1], 5) }, ["n must be from 1 to 128", "got 0"]),
+        (GenerateRequest { n: 129, ..request(&[1], 5) }, ["n must be from 1 to 128", "got 129"]),
         (GenerateRequest { sampling: hot, ..request(&[1], 5) }, ["temperature", "NaN"]),
     ] {
         let error = engine.submit(request).unwrap_err().to_string();

@@ -210,7 +210,10 @@ fn a_batch_whose_request_was_aborted_meanwhile_commits_the_others() {
     let batch = bench.schedule().unwrap();
     bench.scheduler.abort(first, &mut bench.pages);
     let events = bench.commit(&batch, 3);
-    assert_eq!(events, [Event::Token { request: second, id: 3, logprob: None, top_logprobs: Vec::new() }]);
+    assert_eq!(
+        events,
+        [Event::Token { request: second, index: 0, id: 3, logprob: None, top_logprobs: Vec::new() }]
+    );
 }
 
 #[test]
@@ -232,7 +235,7 @@ fn a_stop_token_is_reported_and_ends_the_request() {
     let events = bench.commit(&batch, 9);
     assert_eq!(
         events.last(),
-        Some(&Event::Finished { request: id, reason: FinishReason::Stop(9), cached_tokens: 0 })
+        Some(&Event::Finished { request: id, index: 0, reason: FinishReason::Stop(9), cached_tokens: 0 })
     );
     assert_eq!(events.len(), 2);
     assert_eq!(bench.pages.num_free(), 8);
@@ -250,10 +253,11 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
         [
             Event::Finished {
                 request: bad,
+                index: 0,
                 reason: FinishReason::Failed(NotFinite.to_string()),
                 cached_tokens: 0
             },
-            Event::Token { request: good, id: 2, logprob: None, top_logprobs: Vec::new() },
+            Event::Token { request: good, index: 0, id: 2, logprob: None, top_logprobs: Vec::new() },
         ]
     );
     assert_eq!(bench.scheduler.num_running(), 1);
@@ -292,5 +296,62 @@ fn random_arrivals_in_a_small_pool_all_finish_with_all_their_tokens() {
             assert!(step < 4999, "seed {seed}: {finished} of {} finished", wanted.len());
         }
         assert_eq!((got, finished, bench.pages.num_free()), (wanted, 40, 9), "seed {seed}");
+    }
+}
+
+/// A request for `n` completions.
+fn completions(bench: &mut Bench, prompt: usize, n: usize) -> RequestId {
+    let request = GenerateRequest { n, ..GenerateRequest::new(vec![1; prompt], 5) };
+    bench.scheduler.submit(request, &bench.pages).unwrap()
+}
+
+#[test]
+fn completions_share_a_prompt_and_the_last_to_write_its_partial_page_needs_no_copy() {
+    let mut bench = Bench::new(16, 64);
+    completions(&mut bench, 20, 4);
+    let batch = bench.schedule().unwrap();
+    assert_eq!((batch.token_ids.len(), batch.logits_rows.as_slice()), (20, [19; 4].as_slice()));
+    assert_eq!(bench.commit(&batch, 7).len(), 4);
+    assert_eq!((bench.scheduler.num_running(), bench.pages.num_free()), (4, 14));
+    // A step that failed is repeated with its copies.
+    let (first, again) =
+        (bench.scheduler.schedule(&mut bench.pages).unwrap(), bench.scheduler.schedule(&mut bench.pages));
+    assert_eq!(Some(&first.copies), again.as_ref().map(|batch| &batch.copies));
+    let shared = first.layout.pages(3)[1];
+    assert_eq!(first.copies.iter().map(|copy| copy.0.0).collect::<Vec<_>>(), [shared; 3]);
+    assert_eq!(first.token_ids, [7; 4]);
+    bench.commit(&first, 8);
+    assert_eq!(bench.pages.num_free(), 16 - 1 - 4, "one full page and four partial ones");
+    assert_eq!(bench.scheduler.schedule(&mut bench.pages).unwrap().copies, []);
+}
+
+#[test]
+fn completions_after_a_full_page_need_no_copy() {
+    let mut bench = Bench::new(16, 64);
+    completions(&mut bench, 32, 3);
+    let batch = bench.schedule().unwrap();
+    bench.commit(&batch, 7);
+    let batch = bench.scheduler.schedule(&mut bench.pages).unwrap();
+    assert_eq!((batch.copies.len(), batch.token_ids.len()), (0, 3));
+    assert_eq!(bench.pages.num_free(), 16 - 2 - 3);
+}
+
+#[test]
+fn completions_that_do_not_fit_at_once_come_later_and_an_abort_ends_all() {
+    for aborts in [false, true] {
+        let mut bench = Bench::new(64, 256);
+        let request = completions(&mut bench, 20, 11);
+        let batch = bench.schedule().unwrap();
+        assert_eq!(bench.commit(&batch, 7).len(), 8);
+        assert_eq!((bench.scheduler.num_running(), bench.scheduler.num_waiting()), (8, 3));
+        if aborts {
+            assert!(bench.scheduler.abort(request, &mut bench.pages));
+        }
+        let mut finished = 0;
+        while let Some(batch) = bench.scheduler.schedule(&mut bench.pages) {
+            let events = bench.commit(&batch, 7);
+            finished += events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
+        }
+        assert_eq!((finished, bench.pages.num_free()), (if aborts { 0 } else { 11 }, 64));
     }
 }

@@ -25,9 +25,10 @@ fn extend(history: u64, token: u32) -> u64 {
     (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }
 
-/// What the fake model says after a history.
-fn next_token(history: u64) -> u32 {
-    ((history >> 20) % VOCAB) as u32
+/// What completion `index` of a request draws after a history.
+fn next_token(history: u64, request: &GenerateRequest, index: usize) -> u32 {
+    let stream = if request.sampling.temperature > 0.0 { extend(history, index as u32) } else { history };
+    ((stream >> 20) % VOCAB) as u32
 }
 
 /// Where the history of a tenant begins: a page of another tenant never fits.
@@ -35,15 +36,25 @@ fn origin(salt: Option<&str>) -> u64 {
     salt.map_or(1, |salt| salt.bytes().fold(7, |hash, byte| extend(hash, byte.into())))
 }
 
-/// All that a request generates.
-fn expected(request: &GenerateRequest) -> Vec<u32> {
+/// All that a completion of a request generates.
+fn expected(request: &GenerateRequest, index: usize) -> Vec<u32> {
     let mut history = request.prompt.iter().fold(origin(request.cache_salt.as_deref()), |h, &t| extend(h, t));
     let token = |_| {
-        let token = next_token(history);
+        let token = next_token(history, request, index);
         history = extend(history, token);
         token
     };
     (0..request.max_new_tokens).map(token).collect()
+}
+
+/// What a step does not do.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// Nothing is copied or computed.
+    Early,
+    /// Nothing is committed.
+    Late,
 }
 
 struct Simulation {
@@ -52,7 +63,12 @@ struct Simulation {
     /// The history up to and with the token in each slot.
     slots: Vec<u64>,
     requests: HashMap<RequestId, GenerateRequest>,
+    /// Of each completion, as it is first seen.
+    seeds: HashMap<(RequestId, usize), u64>,
     computed_tokens: usize,
+    copied_pages: usize,
+    /// Completions that began with the step of another.
+    forks: usize,
 }
 
 impl Simulation {
@@ -70,7 +86,10 @@ impl Simulation {
             pages: PagePool::new(num_pages),
             slots: vec![0; num_pages * PAGE],
             requests: HashMap::new(),
+            seeds: HashMap::new(),
             computed_tokens: 0,
+            copied_pages: 0,
+            forks: 0,
         }
     }
 
@@ -80,47 +99,79 @@ impl Simulation {
         id
     }
 
+    /// Copies pages, each of which has one holder.
+    fn copy(&mut self, batch: &BatchPlan) {
+        for (index, &(from, to)) in batch.copies.iter().enumerate() {
+            assert_eq!(self.pages.holders(to), 1, "page {} is written and shared", to.0);
+            let overlaps = batch.copies[..index].iter().any(|copy| copy.1 == to);
+            assert!(!overlaps && batch.copies.iter().all(|copy| copy.0 != to), "{:?}", batch.copies);
+            let (from, to) = (from.0 as usize * PAGE, to.0 as usize * PAGE);
+            self.slots.copy_within(from..from + PAGE, to);
+        }
+        self.copied_pages += batch.copies.len();
+    }
+
     /// Computes a batch: every token looks at all slots before it and writes its own.
     fn forward(&mut self, batch: &BatchPlan) -> Vec<u32> {
-        let mut row = 0;
+        self.copy(batch);
+        let (mut row, mut history) = (0, 0);
         let mut next = Vec::new();
-        for (index, sequence) in batch.sequences.iter().enumerate() {
-            let table = batch.layout.pages(index);
-            let mut history = origin(self.requests[&sequence.request].cache_salt.as_deref());
-            // The tokens before this chunk are what the slots say: their last must be what the request's own are.
-            let first = batch.positions[row] as usize;
-            let known = &self.requests[&sequence.request];
-            let generated = expected(known);
-            let own: Vec<u32> = known.prompt.iter().chain(&generated).copied().collect();
-            for position in 0..first {
-                history = extend(history, own[position]);
-                let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
-                assert_eq!(self.slots[slot], history, "request {}: slot {position}", sequence.request);
+        let mut logits_rows = batch.logits_rows.iter();
+        for (place, sequence) in batch.sequences.iter().enumerate() {
+            let (id, index) = (sequence.request, sequence.index);
+            let known = &self.requests[&id];
+            if sequence.num_tokens > 0 {
+                let table = batch.layout.pages(place);
+                history = origin(known.cache_salt.as_deref());
+                // The tokens before this chunk are what the slots say: they must be what the completion's own are.
+                let first = batch.positions[row] as usize;
+                let own = [known.prompt.clone(), expected(known, index)].concat();
+                for position in 0..first {
+                    history = extend(history, own[position]);
+                    let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
+                    assert_eq!(self.slots[slot], history, "request {id}, {index}: slot {position}");
+                }
+                for position in first..first + sequence.num_tokens {
+                    assert_eq!(batch.token_ids[row], own[position], "request {id}, {index}: input");
+                    history = extend(history, batch.token_ids[row]);
+                    let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
+                    self.slots[slot] = history;
+                    row += 1;
+                }
+            } else {
+                self.forks += 1;
+                let first = &batch.sequences[place - index];
+                assert_eq!((first.request, first.index), (id, 0), "it parts from the first");
             }
-            for position in first..first + sequence.num_tokens {
-                assert_eq!(batch.token_ids[row], own[position], "request {}: input", sequence.request);
-                history = extend(history, batch.token_ids[row]);
-                let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
-                self.slots[slot] = history;
-                row += 1;
-            }
-            if sequence.sampling.is_some() {
-                next.push(next_token(history));
+            if let Some(sampling) = &sequence.sampling {
+                assert_eq!(logits_rows.next(), Some(&(row as u32 - 1)));
+                let seed = *self.seeds.entry((id, index)).or_insert(sampling.seed);
+                assert_eq!(sampling.seed, seed, "request {id}, {index}: another random stream");
+                next.push(next_token(history, known, index));
             }
         }
         self.computed_tokens += row;
         next
     }
 
-    /// One step; a failed one computes and commits nothing.
-    fn step(&mut self, fails: bool) -> Vec<Event> {
-        let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Vec::new() };
-        let tokens = self.forward(&batch);
-        if fails {
-            return Vec::new();
+    /// One step, during which a request may be aborted.
+    fn step_with(&mut self, fault: Fault, aborted: Option<RequestId>) -> Vec<Event> {
+        let batch = self.scheduler.schedule(&mut self.pages);
+        let tokens = match &batch {
+            Some(batch) if fault != Fault::Early => self.forward(batch),
+            _ => Vec::new(),
+        };
+        if let Some(request) = aborted {
+            self.scheduler.abort(request, &mut self.pages);
+            assert!(!self.scheduler.abort(request, &mut self.pages), "request {request} is left in part");
         }
+        let Some(batch) = batch.filter(|_| fault == Fault::None) else { return Vec::new() };
         let sampled: Vec<_> = tokens.iter().map(|&id| Ok(Sampled { id, logprob: None })).collect();
         self.scheduler.commit(&batch, &sampled, &mut self.pages)
+    }
+
+    fn step(&mut self) -> Vec<Event> {
+        self.step_with(Fault::None, None)
     }
 
     fn is_idle(&self) -> bool {
@@ -141,67 +192,122 @@ fn prompt(random: &mut Random, prefixes: &[Vec<u32>], longest: usize) -> Vec<u32
     prompt
 }
 
-fn simulate(seed: u64) -> (usize, u64, u64, u64) {
+/// A request that the pool can hold.
+fn request(random: &mut Random, prefixes: &[Vec<u32>], num_pages: usize) -> GenerateRequest {
+    let most = num_pages * PAGE;
+    let mut request = GenerateRequest::new(prompt(random, prefixes, most / 2), 1);
+    request.max_new_tokens = 1 + random.below((most - request.prompt.len()).min(40) as u64) as usize;
+    request.cache_salt = [None, None, Some("a"), Some("b")][random.below(4) as usize].map(str::to_owned);
+    request.n = [1, 1, 1, 2, 3, 7][random.below(6) as usize];
+    request.sampling.temperature = random.below(3) as f32;
+    request
+}
+
+/// What became of a completion.
+#[derive(Default)]
+struct Outcome {
+    tokens: Vec<u32>,
+    finished: bool,
+}
+
+/// How much a simulation did.
+#[derive(Debug, Default)]
+struct Totals {
+    steps: usize,
+    preemptions: u64,
+    hit_tokens: u64,
+    evicted_pages: u64,
+    copied_pages: usize,
+    forks: usize,
+}
+
+/// Steps within which a request ends, for each token of it and of what was there before it, computed or not.
+const STEPS_PER_TOKEN: usize = 4;
+
+fn simulate(seed: u64) -> Totals {
     let mut random = Random(seed.wrapping_mul(77));
-    let num_pages = 3 + random.below(14) as usize;
+    let num_pages = 3 + random.below(if seed.is_multiple_of(3) { 40 } else { 14 }) as usize;
     let priority = if random.below(3) == 0 { Priority::Prefill } else { Priority::Decode };
     let mut sim =
         Simulation::new(num_pages, 1 + random.below(64) as usize, 1 + random.below(8) as usize, priority);
     let prefixes: Vec<Vec<u32>> =
         (0..3).map(|_| (0..16 + random.below(64)).map(|_| random.below(VOCAB) as u32).collect()).collect();
-    let (mut got, mut aborted, mut submitted) = (HashMap::<RequestId, Vec<u32>>::new(), Vec::new(), 0);
-    let mut steps = 0;
-    while submitted < 60 || !sim.is_idle() {
+    let (mut got, mut aborted) = (HashMap::<(RequestId, usize), Outcome>::new(), Vec::new());
+    let mut due = HashMap::<RequestId, usize>::new();
+    let (mut steps, mut committed) = (0, 0);
+    while sim.requests.len() < 60 || !sim.is_idle() {
         steps += 1;
-        assert!(steps < 60_000, "seed {seed}: {} of 60 are over", got.len());
-        if submitted < 60 && random.below(4) == 0 {
-            let most = num_pages * PAGE;
-            let mut request = GenerateRequest::new(prompt(&mut random, &prefixes, most / 2), 1);
-            request.max_new_tokens = 1 + random.below((most - request.prompt.len()).min(40) as u64) as usize;
-            request.cache_salt =
-                [None, None, Some("a"), Some("b")][random.below(4) as usize].map(str::to_owned);
+        if sim.requests.len() < 60 && random.below(4) == 0 {
+            let request = request(&mut random, &prefixes, num_pages);
+            let n = request.n;
             let id = sim.submit(request);
-            got.insert(id, Vec::new());
-            submitted += 1;
-        }
-        if random.below(50) == 0 {
-            let id = RequestId(random.below(60));
-            if sim.scheduler.abort(id, &mut sim.pages) {
-                aborted.push(id);
-            }
+            got.extend((0..n).map(|index| ((id, index), Outcome::default())));
+            let unfinished =
+                got.iter().filter(|(key, outcome)| !outcome.finished && !aborted.contains(&key.0));
+            let tokens = |request: &GenerateRequest| request.prompt.len() + request.max_new_tokens;
+            let ahead: usize = unfinished.map(|(key, _)| tokens(&sim.requests[&key.0])).sum();
+            due.insert(id, committed + STEPS_PER_TOKEN * ahead);
         }
         if random.below(40) == 0 {
             sim.scheduler.set_max_batch_tokens(1 + random.below(64) as usize);
         }
-        let fails = random.below(10) == 0;
-        for event in sim.step(fails) {
-            if let Event::Token { request, id, .. } = event {
-                got.get_mut(&request).unwrap().push(id);
+        let fault = [Fault::Early, Fault::Late, Fault::None][random.below(20).min(2) as usize];
+        let abort = (random.below(50) == 0).then(|| RequestId(random.below(60)));
+        aborted.extend(abort.filter(|id| sim.requests.contains_key(id)));
+        committed += usize::from(fault == Fault::None);
+        for event in sim.step_with(fault, abort) {
+            match event {
+                Event::Token { request, index, id, .. } => {
+                    let outcome = got.get_mut(&(request, index)).unwrap();
+                    assert!(!outcome.finished, "seed {seed}: a token after the end");
+                    outcome.tokens.push(id);
+                }
+                Event::Finished { request, index, .. } => {
+                    assert!(committed <= due[&request], "seed {seed}: request {request} starves");
+                    let outcome = got.get_mut(&(request, index)).unwrap();
+                    assert!(!std::mem::replace(&mut outcome.finished, true), "seed {seed}: ends twice");
+                }
+                _ => {}
             }
         }
+        let latest = due.values().max().copied().unwrap_or(usize::MAX);
+        assert!(committed <= latest, "seed {seed}: it does not come to an end");
     }
-    for (id, tokens) in &got {
-        let want = expected(&sim.requests[id]);
-        let whole = tokens == &want || aborted.contains(id) && want.starts_with(tokens);
-        assert!(whole, "seed {seed}: request {id} got {tokens:?} instead of {want:?}");
+    for (&(id, index), Outcome { tokens, finished }) in &got {
+        let want = expected(&sim.requests[&id], index);
+        let whole = *finished && tokens == &want || aborted.contains(&id) && want.starts_with(tokens);
+        assert!(whole, "seed {seed}: request {id}, {index} got {tokens:?} instead of {want:?}");
     }
     assert_eq!(sim.held(), 0, "seed {seed}: pages leaked");
     sim.scheduler.clear_prefix_cache(&mut sim.pages);
     assert_eq!(sim.pages.num_free(), num_pages, "seed {seed}: pages leaked in the tree");
     let stats = sim.scheduler.prefix_stats();
-    (steps, sim.scheduler.num_preemptions(), stats.hit_tokens, stats.evicted_pages)
+    Totals {
+        steps,
+        preemptions: sim.scheduler.num_preemptions(),
+        hit_tokens: stats.hit_tokens,
+        evicted_pages: stats.evicted_pages,
+        copied_pages: sim.copied_pages,
+        forks: sim.forks,
+    }
 }
 
 #[test]
-fn every_request_gets_its_own_tokens_whatever_is_shared_evicted_preempted_aborted_or_failed() {
-    let (mut steps, mut preemptions, mut hits, mut evicted, mut seed) = (0, 0, 0, 0, 0);
-    while steps < 100_000 {
+fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preempted_aborted_or_failed() {
+    let (mut all, mut seed) = (Totals::default(), 0);
+    while all.steps < 100_000 {
         let run = std::panic::catch_unwind(|| simulate(seed));
         let run = run.unwrap_or_else(|_| panic!("seed {seed} fails"));
-        (steps, preemptions) = (steps + run.0, preemptions + run.1);
-        (hits, evicted, seed) = (hits + run.2, evicted + run.3, seed + 1);
+        all.steps += run.steps;
+        all.preemptions += run.preemptions;
+        all.hit_tokens += run.hit_tokens;
+        all.evicted_pages += run.evicted_pages;
+        all.copied_pages += run.copied_pages;
+        all.forks += run.forks;
+        seed += 1;
     }
-    assert!(preemptions > 100 && hits > 1000 && evicted > 1000, "{preemptions}, {hits}, {evicted}: too tame");
+    let enough = all.preemptions > 100 && all.hit_tokens > 1000 && all.evicted_pages > 1000;
+    assert!(enough && all.copied_pages > 1000 && all.forks > 1000, "{all:?}: too tame");
 }
 
 #[test]
@@ -213,7 +319,7 @@ fn a_prefix_that_sixteen_requests_share_is_computed_once_and_held_once() {
     }
     let mut most = 0;
     while !sim.is_idle() {
-        sim.step(false);
+        sim.step();
         most = most.max(sim.held());
     }
     assert_eq!(sim.computed_tokens, 1024 + 16 * (9 + 3));
@@ -226,13 +332,13 @@ fn whoever_waits_for_a_prefix_computes_it_when_its_owner_is_gone() {
     let mut sim = Simulation::new(100, 64, 8, Priority::Decode);
     let shared = |last| GenerateRequest::new([vec![3; 640], vec![last]].concat(), 3);
     let (first, second) = (sim.submit(shared(1)), sim.submit(shared(2)));
-    sim.step(false);
-    sim.step(false);
+    sim.step();
+    sim.step();
     assert_eq!(sim.scheduler.num_waiting(), 1);
     assert!(sim.scheduler.abort(first, &mut sim.pages));
     let mut finished = None;
     while !sim.is_idle() {
-        for event in sim.step(false) {
+        for event in sim.step() {
             if let Event::Finished { request, cached_tokens, .. } = event {
                 finished = Some((request, cached_tokens));
             }
@@ -283,16 +389,23 @@ fn the_tree_finds_what_a_map_of_prefixes_finds() {
             let prefix = |pages: usize| (salt, tokens[..pages * PAGE].to_vec());
             let what = format!("seed {seed}, operation {operation}");
             if random.below(4) == 0 {
-                let evicted = tree.evict(random.below(5) as usize, &mut pool);
-                model.retain(|_, page| !evicted.contains(page));
+                let (before, count) = (pool.num_free(), random.below(5) as usize);
+                let mut told = 0;
+                let evicted = tree.evict(count, &mut pool, |leaving| {
+                    told += 1;
+                    let prefix = (leaving.salt().map(|_| "a"), leaving.tokens());
+                    assert_eq!(model.remove(&prefix), Some(leaving.page), "{what}");
+                });
+                assert_eq!((evicted, pool.num_free() - before), (told, told), "{what}");
+                assert!(told == count || model.is_empty(), "{what}");
             } else if random.below(2) == 0 {
                 let found = tree.lookup(salt, &tokens, &mut pool);
                 let want = (1..=blocks.len()).map_while(|n| model.get(&prefix(n)).copied());
                 assert_eq!(found, want.collect::<Vec<_>>(), "{what}");
                 pool.release(found);
-            } else if tree.make_room(blocks.len(), &mut pool) {
-                // Room may have been made by eviction: the model forgets the pages that are free.
-                model.retain(|_, page| pool.holders(*page) > 0);
+            } else if tree.make_room(blocks.len(), &mut pool, |leaving| {
+                model.remove(&(leaving.salt().map(|_| "a"), leaving.tokens()));
+            }) {
                 let mut pages = Vec::new();
                 assert!(pool.allocate(blocks.len(), &mut pages), "{what}");
                 tree.insert(salt, &tokens, &mut pages, &mut pool);

@@ -124,6 +124,21 @@ pub(crate) fn page(op: &'static str, kv: &KvCache, page: u32, value_row: usize) 
     }
 }
 
+/// Checks pages that are copied onto others, so that the order of the copies means nothing.
+pub(crate) fn copies(op: &'static str, kv: &KvCache, copies: &[(u32, u32)], value_row: usize) -> Result<()> {
+    let Some(largest) = copies.iter().map(|&(from, to)| from.max(to)).max() else { return Ok(()) };
+    page(op, kv, largest, value_row)?;
+    let mut destinations: Vec<u32> = copies.iter().map(|&(_, to)| to).collect();
+    destinations.sort_unstable();
+    if let Some(pair) = destinations.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::shape(op, format!("page {} is the destination of two copies", pair[0])));
+    }
+    match copies.iter().find(|(from, _)| destinations.binary_search(from).is_ok()) {
+        Some((from, _)) => Err(Error::shape(op, format!("page {from} is a source and a destination"))),
+        None => Ok(()),
+    }
+}
+
 /// Checks the bytes of a page.
 pub(crate) fn page_bytes(op: &'static str, got: usize, want: usize) -> Result<()> {
     if got != want {

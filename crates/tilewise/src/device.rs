@@ -182,6 +182,14 @@ pub trait Device: Send + Sync {
     /// [`Error::Shape`] for a page that does not exist and for bytes of another length; nothing is written then.
     fn upload_page(&self, kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()>;
 
+    /// Overwrites pages of every layer with others: each of `copies` is a source and a destination. A page may be the
+    /// source of several, of one cache and on the device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a page that does not exist, a destination named twice and one that is a source too; nothing
+    /// is written then.
+    fn copy_pages(&self, kv: &mut KvCache, copies: &[(u32, u32)]) -> Result<()>;
+
     /// Packs matrices `[out, in]` of the same width under each other, converted to `dtype`.
     ///
     /// # Errors

@@ -143,6 +143,34 @@ fn the_layout_tells_the_length_and_one_page_is_one_read_back() {
     }
 }
 
+#[test]
+fn a_copied_page_gives_the_bits_of_its_source_and_no_other_is_touched() {
+    each_case(|name, device, config| {
+        let mut kv = device.alloc_kv(&config).unwrap();
+        let pages: Vec<u32> = [7, 2, 9, 0, 4][..TOKENS.div_ceil(config.page_size)].to_vec();
+        append(device, &mut kv, &pages, 1);
+        let before = attend(device, &kv, &pages);
+        let bytes: Vec<Vec<u8>> = (0..12).map(|page| download(device, &kv, page)).collect();
+        device.copy_pages(&mut kv, &[]).unwrap();
+        // One page twice, another once in between.
+        let (last, first) = (*pages.last().unwrap(), pages[0]);
+        device.copy_pages(&mut kv, &[(last, 11), (first, 5), (last, 3)]).unwrap();
+        let copied = |page| match page {
+            11 | 3 => last,
+            5 => first,
+            page => page,
+        };
+        for page in 0..12 {
+            let same = download(device, &kv, page) == bytes[copied(page) as usize];
+            assert!(same, "{name} {config:?}: page {page}");
+        }
+        for copy in [11, 3] {
+            let forked = [&[5][..], &pages[1..pages.len() - 1], &[copy]].concat();
+            assert_eq!(attend(device, &kv, &forked), before, "{name} {config:?}: page {copy}");
+        }
+    });
+}
+
 fn is_shape(result: Result<()>) -> bool {
     matches!(result, Err(Error::Shape { .. }))
 }
@@ -159,8 +187,17 @@ fn pages_that_do_not_exist_and_wrong_lengths_are_refused_and_nothing_is_written(
         for len in [0, 1, good.len() - 1, good.len() + 1] {
             assert!(is_shape(device.upload_page(&mut kv, 1, &vec![1; len])), "{name}: {len} bytes");
         }
+        // One that overlaps is refused with all others.
+        device.upload_page(&mut kv, 0, &good).unwrap();
+        for copies in
+            [[(0, 1), (12, 2)], [(0, 1), (0, 12)], [(0, 1), (2, 1)], [(0, 1), (1, 2)], [(0, 1), (3, 3)]]
+        {
+            assert!(is_shape(device.copy_pages(&mut kv, &copies)), "{name}: {copies:?}");
+        }
+        device.upload_page(&mut kv, 0, &vec![0; good.len()]).unwrap();
         // The fields of a cache are public, and so are their mistakes.
         let last = kv.layers.pop().unwrap();
+        assert!(is_shape(device.copy_pages(&mut kv, &[(0, 1)])), "{name}: a layer is missing");
         assert!(is_shape(device.upload_page(&mut kv, 1, &good)), "{name}: a layer is missing");
         kv.layers.push(last);
         kv.config.num_pages += 1;
@@ -183,7 +220,9 @@ fn pages_of_another_device_are_refused() {
         let bytes = download(&*cpus[0].device, &kv, 0);
         assert!(is_shape(gpu.device.download_page(&kv, 0, &mut Vec::new())), "{}", gpu.name);
         assert!(is_shape(gpu.device.upload_page(&mut kv, 0, &bytes)), "{}", gpu.name);
+        assert!(is_shape(gpu.device.copy_pages(&mut kv, &[(0, 1)])), "{}", gpu.name);
         let mut kv = gpu.device.alloc_kv(&config).unwrap();
         assert!(is_shape(cpus[0].device.upload_page(&mut kv, 0, &bytes)), "{}", gpu.name);
+        assert!(is_shape(cpus[0].device.copy_pages(&mut kv, &[(0, 1)])), "{}", gpu.name);
     }
 }

@@ -6,4 +6,4 @@ pub mod prefix;
 pub mod tiers;
 
 pub use pages::{PageId, PagePool};
-pub use prefix::PrefixTree;
+pub use prefix::{Evicted, PrefixTree};

@@ -2,8 +2,8 @@
 //!
 //! An edge is a run of whole pages; runs split at page boundaries. Every page in the tree is held once by it, and
 //! sequences that share a page hold it too. A sequence that holds a page of the tree holds all pages before it, so
-//! pages that nobody else holds can be evicted from the leaves. What [`PrefixTree::evict`] returns is what a tier
-//! could keep, and what follows the pages of [`PrefixTree::lookup`] is what one could be asked for.
+//! pages that nobody else holds can be evicted from the leaves. What [`PrefixTree::evict`] shows is what a tier could
+//! keep, and what follows the pages of [`PrefixTree::lookup`] is what one could be asked for.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -48,6 +48,37 @@ pub struct PrefixTree {
     uses: u64,
     num_pages: usize,
     stats: PrefixStats,
+}
+
+/// A page that is about to leave the tree, and the prefix that it ends.
+#[derive(Debug)]
+pub struct Evicted<'a> {
+    /// The page, which nobody else holds and which is not free yet.
+    pub page: PageId,
+    tree: &'a PrefixTree,
+    /// Its last page is the one that leaves.
+    leaf: NodeId,
+}
+
+impl Evicted<'_> {
+    /// All tokens up to and with those of the page: what the key of its chunk is computed from.
+    pub fn tokens(&self) -> Vec<u32> {
+        let mut runs: Vec<&[u32]> = self.path().map(|node| self.tree.nodes[node].tokens.as_slice()).collect();
+        runs.reverse();
+        runs.concat()
+    }
+
+    /// Whose prefix it is.
+    pub fn salt(&self) -> Option<&str> {
+        let root = self.path().last();
+        let own = self.tree.roots.iter().find(|&(_, &node)| Some(node) == root);
+        own.and_then(|(salt, _)| salt.as_deref())
+    }
+
+    /// From the leaf to the root.
+    fn path(&self) -> impl Iterator<Item = NodeId> {
+        std::iter::successors(Some(self.leaf), |&node| self.tree.nodes[node].parent)
+    }
 }
 
 impl PrefixTree {
@@ -136,42 +167,61 @@ impl PrefixTree {
         }
     }
 
-    /// Evicts until `count` pages are free, and says whether they are; if they cannot be, evicts nothing.
+    /// Evicts until `count` pages are free, and says whether they are; if they cannot be, evicts nothing. `leaving` is
+    /// shown each page as by [`PrefixTree::evict`].
     #[must_use]
-    pub fn make_room(&mut self, count: usize, pool: &mut PagePool) -> bool {
+    pub fn make_room(
+        &mut self,
+        count: usize,
+        pool: &mut PagePool,
+        leaving: impl FnMut(&Evicted<'_>),
+    ) -> bool {
         let lacking = count.saturating_sub(pool.num_free());
         if lacking > pool.num_idle() {
             return false;
         }
-        let evicted = self.evict(lacking, pool).len();
+        let evicted = self.evict(lacking, pool, leaving);
         self.stats.evicted_pages += evicted as u64;
         evicted == lacking
     }
 
-    /// Takes up to `count` pages that nobody else holds out of the tree and returns them; they are free then. Ends of
-    /// prefixes go first, those used longest ago before others.
-    pub fn evict(&mut self, count: usize, pool: &mut PagePool) -> Vec<PageId> {
-        let mut evicted = Vec::new();
-        while evicted.len() < count {
+    /// Takes up to `count` pages that nobody else holds out of the tree and returns how many; they are free then. Ends
+    /// of prefixes go first, those used longest ago before others. `leaving` is shown each page before it is free, while
+    /// the tree still knows its prefix.
+    pub fn evict(
+        &mut self,
+        count: usize,
+        pool: &mut PagePool,
+        mut leaving: impl FnMut(&Evicted<'_>),
+    ) -> usize {
+        let mut evicted = 0;
+        while evicted < count {
             let is_idle = |&&(_, leaf): &&(u64, NodeId)| {
                 self.nodes[leaf].pages.last().is_some_and(|&page| pool.is_idle(page))
             };
             let Some(&(_, leaf)) = self.leaves.iter().find(is_idle) else { break };
-            while evicted.len() < count
-                && let Some(page) = self.nodes[leaf].pages.pop_if(|page| pool.is_idle(*page))
+            while evicted < count
+                && let Some(&page) = self.nodes[leaf].pages.last()
+                && pool.is_idle(page)
             {
-                pool.uncache(page);
-                evicted.push(page);
-                self.num_pages -= 1;
+                leaving(&Evicted { page, tree: self, leaf });
+                self.pop_page(leaf, pool);
+                evicted += 1;
             }
-            let kept = self.nodes[leaf].pages.len();
-            if kept == 0 {
+            if self.nodes[leaf].pages.is_empty() {
                 self.remove_leaf(leaf);
-            } else {
-                self.nodes[leaf].tokens.truncate(kept * self.page_size);
             }
         }
         evicted
+    }
+
+    /// Frees the last page of a leaf; of the first one, the tokens stay, which say where the leaf hangs.
+    fn pop_page(&mut self, leaf: NodeId, pool: &mut PagePool) {
+        let node = &mut self.nodes[leaf];
+        let Some(page) = node.pages.pop() else { return };
+        node.tokens.truncate(node.pages.len().max(1) * self.page_size);
+        self.num_pages -= 1;
+        pool.uncache(page);
     }
 
     fn root(&mut self, salt: Option<&str>) -> NodeId {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tilewise::{BatchLayout, LogitChange, PageTable};
 
 use super::sequence::Sequence;
+use crate::cache::PageId;
 use crate::{RequestId, SamplingParams};
 
 /// A sequence's part of a batch.
@@ -12,7 +13,10 @@ use crate::{RequestId, SamplingParams};
 pub struct ScheduledSequence {
     /// Whose it is.
     pub request: RequestId,
-    /// Its new tokens in this batch.
+    /// Which of the request's completions.
+    pub index: usize,
+    /// Its new tokens in this batch; none of a completion that begins with this step, drawn from the same logits as the
+    /// first one.
     pub num_tokens: usize,
     /// How to draw the token after them; `None` for a chunk that does not reach the end of the known tokens.
     pub sampling: Option<SamplingParams>,
@@ -31,8 +35,12 @@ pub struct BatchPlan {
     pub positions: Vec<u32>,
     /// How many are whose, and where the keys are.
     pub layout: Arc<BatchLayout>,
-    /// The tokens whose logits are needed, ascending: one for each sequence that samples.
+    /// The tokens whose logits are needed, ascending: one for each sequence that samples. Completions that part have the
+    /// same.
     pub logits_rows: Vec<u32>,
+    /// Pages that are copied before the batch runs, as source and destination: the partial pages of completions that
+    /// parted. Destinations are distinct, and none is a source.
+    pub copies: Vec<(PageId, PageId)>,
     /// In the order of the layout.
     pub sequences: Vec<ScheduledSequence>,
 }
@@ -47,6 +55,8 @@ pub(super) struct BatchBuilder {
     qo_indptr: Vec<u32>,
     kv_len: Vec<u32>,
     page_table: PageTable,
+    copies: Vec<(PageId, PageId)>,
+    forks: usize,
 }
 
 impl BatchBuilder {
@@ -60,12 +70,19 @@ impl BatchBuilder {
             qo_indptr: vec![0],
             kv_len: Vec::new(),
             page_table: PageTable { page_size, indptr: vec![0], pages: Vec::new() },
+            copies: Vec::new(),
+            forks: 0,
         }
     }
 
     /// Tokens that still fit.
     pub(super) fn room(&self) -> usize {
         self.room
+    }
+
+    /// Completions that begin with this step.
+    pub(super) fn num_forks(&self) -> usize {
+        self.forks
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -84,6 +101,7 @@ impl BatchBuilder {
         }
         self.sequences.push(ScheduledSequence {
             request: sequence.id,
+            index: sequence.index,
             num_tokens,
             sampling: samples.then(|| sequence.sampling.clone()),
             changes: if samples { sequence.history.changes(&sequence.sampling) } else { Vec::new() },
@@ -91,8 +109,29 @@ impl BatchBuilder {
         });
         self.qo_indptr.push(self.token_ids.len() as u32);
         self.kv_len.push(end as u32);
+        if let Some(source) = sequence.copy_of {
+            let partial = sequence.computed / self.page_table.page_size;
+            self.copies.push((source, sequence.pages[partial]));
+        }
         let used = end.div_ceil(self.page_table.page_size);
         self.page_table.pages.extend(sequence.pages[..used].iter().map(|page| page.0));
+        self.page_table.indptr.push(self.page_table.pages.len() as u32);
+    }
+
+    /// Adds completion `index` of the request whose first one was added last, with all its pending tokens.
+    pub(super) fn push_fork(&mut self, first: &Sequence, index: usize) {
+        self.forks += 1;
+        self.logits_rows.push(self.token_ids.len() as u32 - 1);
+        self.sequences.push(ScheduledSequence {
+            request: first.id,
+            index,
+            num_tokens: 0,
+            sampling: Some(first.sampling_of(index)),
+            changes: first.history.changes(&first.sampling),
+            next_position: first.tokens.len() as u64,
+        });
+        self.qo_indptr.push(self.token_ids.len() as u32);
+        self.kv_len.push(0);
         self.page_table.indptr.push(self.page_table.pages.len() as u32);
     }
 
@@ -108,6 +147,7 @@ impl BatchBuilder {
             layout: Arc::new(layout),
             logits_rows: self.logits_rows,
             sequences: self.sequences,
+            copies: self.copies,
         })
     }
 }

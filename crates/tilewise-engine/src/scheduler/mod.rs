@@ -4,9 +4,13 @@
 //! prefill chunks. The scheduler knows neither device nor clock, so that it can be simulated.
 //!
 //! Invariants: a running sequence holds pages for all of its tokens but those it has yet to generate; both
-//! queues are in order of submission, except that sequences which were preempted wait in front; the oldest
-//! running sequence is never preempted, so that something always finishes. Pages that become full are in the
-//! prefix tree from the same commit on. A sequence waits for a prefix only while a running one computes it.
+//! queues are in order of submission, and the completions of a request in theirs; the oldest running sequence is never
+//! preempted, so that something always finishes. Pages that become full are in the prefix tree from the same commit on.
+//! A sequence waits for a prefix only while a running one computes it.
+//!
+//! A request is one sequence until its first token is drawn. Then its completions part: those that there is room for
+//! share all pages, and each but the last to write takes a copy of the partial page before its first step. The others
+//! wait like requests of their own, and find the full pages in the tree.
 
 mod batch;
 mod sequence;
@@ -96,29 +100,28 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Forgets a request and frees its pages; false if there is none of that name.
+    /// Forgets a request, all its completions, and frees its pages; false if there is none of that name.
     pub fn abort(&mut self, id: RequestId, pages: &mut PagePool) -> bool {
-        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
-            self.running.remove(index).release(pages);
-            return true;
+        let before = self.num_running() + self.num_waiting();
+        for sequence in self.running.extract_if(.., |sequence| sequence.id == id) {
+            sequence.release(pages);
         }
-        let before = self.waiting.len();
         self.waiting.retain(|sequence| sequence.id != id);
-        self.waiting.len() < before
+        self.num_running() + self.num_waiting() < before
     }
 
-    /// Ends a running request; `None` if there is none of that name.
+    /// Ends a running completion; `None` if there is none of that name.
     pub fn finish(
         &mut self,
-        request: RequestId,
+        (request, index): (RequestId, usize),
         reason: FinishReason,
         pages: &mut PagePool,
     ) -> Option<Event> {
-        let index = self.running.iter().position(|sequence| sequence.id == request)?;
-        let sequence = self.running.remove(index);
+        let at = self.running.iter().position(|sequence| sequence.key() == (request, index))?;
+        let sequence = self.running.remove(at);
         let cached_tokens = sequence.cached_tokens.unwrap_or(0);
         sequence.release(pages);
-        Some(Event::Finished { request, reason, cached_tokens })
+        Some(Event::Finished { request, index, reason, cached_tokens })
     }
 
     /// Limits the tokens of later steps.
@@ -126,7 +129,7 @@ impl Scheduler {
         self.config.max_batch_tokens = max_batch_tokens.max(1);
     }
 
-    /// The number of requests that wait.
+    /// The number of sequences that wait.
     pub fn num_waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -148,7 +151,7 @@ impl Scheduler {
 
     /// Forgets all cached pages that no sequence holds.
     pub fn clear_prefix_cache(&mut self, pages: &mut PagePool) {
-        self.prefix.evict(usize::MAX, pages);
+        self.prefix.evict(usize::MAX, pages, |_| ());
     }
 
     /// The next step's batch; `None` if there is nothing to do.
@@ -160,11 +163,11 @@ impl Scheduler {
         match self.config.priority {
             Priority::Decode => {
                 self.schedule_decodes(&mut batch, pages);
-                self.schedule_prefills(&mut batch);
+                self.schedule_prefills(&mut batch, pages);
                 self.admit(&mut batch, pages);
             }
             Priority::Prefill => {
-                self.schedule_prefills(&mut batch);
+                self.schedule_prefills(&mut batch, pages);
                 self.admit(&mut batch, pages);
                 if batch.is_empty() {
                     self.schedule_decodes(&mut batch, pages);
@@ -184,7 +187,7 @@ impl Scheduler {
                 continue;
             }
             let fits = loop {
-                if self.running[index].reserve(&mut self.prefix, pages) {
+                if self.reserve(index, pages) {
                     break true;
                 }
                 self.preempt_youngest(pages);
@@ -199,37 +202,57 @@ impl Scheduler {
         }
     }
 
+    /// Gives a sequence that generates the pages of its next token; false if there are too few.
+    fn reserve(&mut self, index: usize, pages: &mut PagePool) -> bool {
+        let is_shared = self.running[index].partial_page(self.config.page_size).is_some_and(|page| {
+            // Who is about to copy it holds it still, but has left it: the last holder writes in place.
+            let left = self.running.iter().filter(|other| other.copy_of == Some(page)).count();
+            pages.holders(page) as usize > 1 + left
+        });
+        self.running[index].reserve(is_shared, &mut self.prefix, pages)
+    }
+
     /// The next chunk of every sequence whose prompt is not computed yet, oldest first.
-    fn schedule_prefills(&self, batch: &mut BatchBuilder) {
-        for sequence in self.running.iter().filter(|sequence| !sequence.is_decoding()) {
-            let chunk = sequence.pending().min(batch.room());
-            if chunk > 0 {
-                batch.push(sequence, chunk);
+    fn schedule_prefills(&self, batch: &mut BatchBuilder, pages: &PagePool) {
+        for index in 0..self.running.len() {
+            if batch.room() > 0 && !self.running[index].is_decoding() {
+                self.push_chunk(index, batch, pages);
             }
         }
     }
 
-    /// Admits sequences in order of submission while there are tokens in the budget and pages for all their
-    /// tokens.
+    /// Adds the next chunk of a sequence and, with the last one, the other completions that there is room for: each runs
+    /// by itself from then on, and may soon need a page.
+    fn push_chunk(&self, index: usize, batch: &mut BatchBuilder, pages: &PagePool) {
+        let sequence = &self.running[index];
+        let chunk = sequence.pending().min(batch.room());
+        batch.push(sequence, chunk);
+        if chunk == sequence.pending() {
+            let most = self.config.max_running.min(pages.num_free() + pages.num_idle());
+            let room = most.saturating_sub(self.running.len() + batch.num_forks());
+            (1..=sequence.siblings.min(room)).for_each(|index| batch.push_fork(sequence, index));
+        }
+    }
+
+    /// Admits sequences in order while there are tokens in the budget and pages for all their tokens.
     ///
     /// A page per running sequence stays free, because each may soon need one. A sequence whose next pages a
     /// running one is just computing waits for them instead of computing them again.
     fn admit(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
-        while batch.room() > 0 && self.running.len() < self.config.max_running {
+        while batch.room() > 0 && self.running.len() + batch.num_forks() < self.config.max_running {
             let Some(mut sequence) = self.waiting.pop_front() else { return };
-            if !self.start(&mut sequence, pages) {
+            if !self.start(&mut sequence, batch.num_forks(), pages) {
                 sequence.preempt(pages);
                 self.waiting.push_front(sequence);
                 return;
             }
-            batch.push(&sequence, sequence.pending().min(batch.room()));
-            let index = self.running.partition_point(|other| other.id < sequence.id);
-            self.running.insert(index, sequence);
+            let index = insert(&mut self.running, sequence);
+            self.push_chunk(index, batch, pages);
         }
     }
 
-    /// Gives a sequence pages for all its tokens, cached ones first; false if it has to wait.
-    fn start(&mut self, sequence: &mut Sequence, pages: &mut PagePool) -> bool {
+    /// Gives a sequence pages for all its tokens, cached ones first; false if it has to wait. `forks` will run too.
+    fn start(&mut self, sequence: &mut Sequence, forks: usize, pages: &mut PagePool) -> bool {
         let page_size = self.config.page_size;
         if self.config.prefix_cache {
             sequence.adopt(&mut self.prefix, pages);
@@ -243,8 +266,8 @@ impl Scheduler {
             }
         }
         let need = sequence.len().div_ceil(page_size) - sequence.pages.len();
-        if need + self.running.len() > pages.num_free() + pages.num_idle()
-            || !sequence.reserve(&mut self.prefix, pages)
+        if need + self.running.len() + forks > pages.num_free() + pages.num_idle()
+            || !sequence.reserve(false, &mut self.prefix, pages)
         {
             return false;
         }
@@ -259,8 +282,29 @@ impl Scheduler {
     fn preempt_youngest(&mut self, pages: &mut PagePool) {
         if let Some(mut sequence) = self.running.pop() {
             sequence.preempt(pages);
-            self.waiting.push_front(sequence);
+            self.wait(sequence);
             self.preemptions += 1;
+        }
+    }
+
+    fn wait(&mut self, sequence: Sequence) {
+        let at = self.waiting.partition_point(|other| other.key() < sequence.key());
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Lets the completions of a request part from the first, whose first token was drawn: those that were in the batch
+    /// share its pages, and the others wait.
+    fn part(&mut self, index: usize, batch: &BatchPlan, pages: &mut PagePool) {
+        let id = self.running[index].id;
+        let siblings = std::mem::take(&mut self.running[index].siblings);
+        let scheduled = |completion| batch.sequences.iter().any(|s| (s.request, s.index) == (id, completion));
+        for completion in 1..=siblings {
+            if scheduled(completion) {
+                let fork = self.running[index].fork(completion, pages);
+                insert(&mut self.running, fork);
+            } else {
+                self.wait(self.running[index].sibling(completion));
+            }
         }
     }
 
@@ -275,20 +319,28 @@ impl Scheduler {
         let mut sampled = sampled.iter();
         for scheduled in &batch.sequences {
             let outcome = if scheduled.sampling.is_some() { sampled.next() } else { None };
-            let Some(index) = self.running.iter().position(|sequence| sequence.id == scheduled.request)
-            else {
+            let key = (scheduled.request, scheduled.index);
+            let Some(index) = self.running.iter().position(|sequence| sequence.key() == key) else {
                 continue;
             };
-            self.running[index].advance(scheduled.num_tokens);
+            self.running[index].advance(scheduled.num_tokens, pages);
             if self.config.prefix_cache && !matches!(outcome, Some(Err(_))) {
                 self.running[index].publish(&mut self.prefix, pages);
+            }
+            if outcome.is_some() {
+                self.part(index, batch, pages);
             }
             let finished = match outcome {
                 None => None,
                 Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
                 Some(Ok(Sampled { id, logprob })) => {
-                    let (request, top_logprobs) = (scheduled.request, Vec::new());
-                    events.push(Event::Token { request, id: *id, logprob: *logprob, top_logprobs });
+                    events.push(Event::Token {
+                        request: scheduled.request,
+                        index: scheduled.index,
+                        id: *id,
+                        logprob: *logprob,
+                        top_logprobs: Vec::new(),
+                    });
                     self.running[index].push(*id)
                 }
             };
@@ -296,9 +348,21 @@ impl Scheduler {
                 let sequence = self.running.remove(index);
                 let cached_tokens = sequence.cached_tokens.unwrap_or(0);
                 sequence.release(pages);
-                events.push(Event::Finished { request: scheduled.request, reason, cached_tokens });
+                events.push(Event::Finished {
+                    request: scheduled.request,
+                    index: scheduled.index,
+                    reason,
+                    cached_tokens,
+                });
             }
         }
         events
     }
+}
+
+/// Puts a sequence into its place by age and returns it.
+fn insert(running: &mut Vec<Sequence>, sequence: Sequence) -> usize {
+    let index = running.partition_point(|other| other.key() < sequence.key());
+    running.insert(index, sequence);
+    index
 }

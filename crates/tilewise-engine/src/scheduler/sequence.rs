@@ -1,17 +1,24 @@
-//! One request's tokens and pages.
+//! One completion's tokens and pages.
 
 use crate::cache::{PageId, PagePool, PrefixTree};
-use crate::sampler::History;
+use crate::sampler::{History, completion_seed};
 use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sequence {
     pub(super) id: RequestId,
+    /// Which completion of its request.
+    pub(super) index: usize,
+    /// Completions that part from this one when its first token is drawn; 0 afterwards.
+    pub(super) siblings: usize,
     /// The prompt, then what was generated.
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in the pages.
     pub(super) computed: usize,
     pub(super) pages: Vec<PageId>,
+    /// What the page that its next token goes to is a copy of, once that step is done. Held until then, so that a step
+    /// that failed can be repeated.
+    pub(super) copy_of: Option<PageId>,
     pub(super) sampling: SamplingParams,
     pub(super) history: History,
     /// Who may share its pages.
@@ -31,17 +38,54 @@ impl Sequence {
         let prompt_len = request.prompt.len();
         Self {
             id,
+            index: 0,
+            siblings: request.n.saturating_sub(1),
             max_tokens: prompt_len + request.max_new_tokens,
             prompt_len,
             history: History::new(&request.sampling, &request.prompt),
             tokens: request.prompt,
             computed: 0,
             pages: Vec::new(),
+            copy_of: None,
             sampling: request.sampling,
             salt: request.cache_salt,
             cached_tokens: None,
             published: 0,
             stop_ids: request.stop_ids,
+        }
+    }
+
+    /// The order of both queues.
+    pub(super) fn key(&self) -> (RequestId, usize) {
+        (self.id, self.index)
+    }
+
+    /// How completion `index` of the request is drawn, if this is the first.
+    pub(super) fn sampling_of(&self, index: usize) -> SamplingParams {
+        SamplingParams { seed: completion_seed(self.sampling.seed, index), ..self.sampling.clone() }
+    }
+
+    /// Another completion of the request, without pages.
+    pub(super) fn sibling(&self, index: usize) -> Self {
+        Self {
+            index,
+            siblings: 0,
+            sampling: self.sampling_of(index),
+            computed: 0,
+            pages: Vec::new(),
+            published: 0,
+            ..self.clone()
+        }
+    }
+
+    /// Another completion of the request, which shares all pages of this one.
+    pub(super) fn fork(&self, index: usize, pages: &mut PagePool) -> Self {
+        pages.retain(&self.pages);
+        Self {
+            computed: self.computed,
+            pages: self.pages.clone(),
+            published: self.published,
+            ..self.sibling(index)
         }
     }
 
@@ -59,10 +103,26 @@ impl Sequence {
         self.pending() == 1 && self.tokens.len() > self.prompt_len
     }
 
-    /// Takes the pages that its tokens still lack, all of them or none; cached pages that nobody uses give way.
-    pub(super) fn reserve(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) -> bool {
-        let lacking = self.tokens.len().div_ceil(prefix.page_size()).saturating_sub(self.pages.len());
-        prefix.make_room(lacking, pages) && pages.allocate(lacking, &mut self.pages)
+    /// The page that its next token goes to, if other tokens are in it already.
+    pub(super) fn partial_page(&self, page_size: usize) -> Option<PageId> {
+        let is_partial = !self.computed.is_multiple_of(page_size);
+        is_partial.then(|| self.pages.get(self.computed / page_size).copied()).flatten()
+    }
+
+    /// Takes the pages that its tokens still lack, and one of its own for its partial page if that is shared; all of
+    /// them or none. Cached pages that nobody uses give way.
+    pub(super) fn reserve(&mut self, is_shared: bool, prefix: &mut PrefixTree, pages: &mut PagePool) -> bool {
+        let page_size = prefix.page_size();
+        let lacking = self.tokens.len().div_ceil(page_size).saturating_sub(self.pages.len());
+        let lacking = lacking + usize::from(is_shared);
+        if !prefix.make_room(lacking, pages, |_| ()) || !pages.allocate(lacking, &mut self.pages) {
+            return false;
+        }
+        if is_shared && let Some(own) = self.pages.pop() {
+            let partial = self.computed / page_size;
+            self.copy_of = Some(std::mem::replace(&mut self.pages[partial], own));
+        }
+        true
     }
 
     /// Starts with the pages that the tree has of its tokens, but always computes the last token, whose logits are
@@ -95,16 +155,19 @@ impl Sequence {
 
     /// Gives up all pages; the full ones stay in the tree until somebody needs their room.
     pub(super) fn preempt(&mut self, pages: &mut PagePool) {
+        pages.release(self.copy_of.take());
         pages.release(self.pages.drain(..));
         self.computed = 0;
         self.published = 0;
     }
 
     pub(super) fn release(mut self, pages: &mut PagePool) {
-        pages.release(self.pages.drain(..));
+        self.preempt(pages);
     }
 
-    pub(super) fn advance(&mut self, num_tokens: usize) {
+    /// Notes that a step is done.
+    pub(super) fn advance(&mut self, num_tokens: usize, pages: &mut PagePool) {
+        pages.release(self.copy_of.take());
         self.computed += num_tokens;
     }
 

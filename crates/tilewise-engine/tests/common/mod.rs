@@ -189,26 +189,33 @@ pub(crate) struct Outcome {
     pub(crate) reason: Option<FinishReason>,
 }
 
-/// Submits all requests at once and runs them to their end.
+/// Submits all requests at once, runs them to their end and returns what became of the first completion of each.
 pub(crate) fn run_all(engine: &mut Engine, requests: &[GenerateRequest]) -> Vec<Outcome> {
+    run_completions(engine, requests).into_iter().map(|mut completions| completions.swap_remove(0)).collect()
+}
+
+/// Submits all requests at once and runs them to their end.
+pub(crate) fn run_completions(engine: &mut Engine, requests: &[GenerateRequest]) -> Vec<Vec<Outcome>> {
     let ids: Vec<RequestId> =
         requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-    let mut outcomes = vec![Outcome::default(); requests.len()];
+    let mut outcomes: Vec<_> = requests.iter().map(|request| vec![Outcome::default(); request.n]).collect();
     let mut steps = 0;
     while engine.has_work() {
         steps += 1;
         assert!(steps < 100_000, "the engine does not come to an end: {:?}", engine.stats());
         for event in engine.step().unwrap() {
             match event {
-                Event::Token { request, id, logprob, top_logprobs, .. } => {
-                    let outcome = &mut outcomes[ids.iter().position(|&known| known == request).unwrap()];
+                Event::Token { request, index, id, logprob, top_logprobs, .. } => {
+                    let place = ids.iter().position(|&known| known == request).unwrap();
+                    let outcome = &mut outcomes[place][index];
                     assert_eq!(outcome.reason, None, "a token after the end");
                     outcome.tokens.push(id);
                     outcome.logprob_bits.extend(logprob.map(f32::to_bits));
                     outcome.top_logprob_bits.extend(top_logprobs.iter().map(|(id, x)| (*id, x.to_bits())));
                 }
-                Event::Finished { request, reason, .. } => {
-                    outcomes[ids.iter().position(|&known| known == request).unwrap()].reason = Some(reason);
+                Event::Finished { request, index, reason, .. } => {
+                    let place = ids.iter().position(|&known| known == request).unwrap();
+                    outcomes[place][index].reason = Some(reason);
                 }
                 _ => {}
             }

@@ -214,6 +214,10 @@ impl Device for CpuDevice {
         pages::upload(kv, page, bytes)
     }
 
+    fn copy_pages(&self, kv: &mut KvCache, copies: &[(u32, u32)]) -> Result<()> {
+        pages::copy(kv, copies)
+    }
+
     fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {
         let mut linear = gemm::pack(&self.pool, parts, bias, dtype)?;
         linear.bias = bias.map(|bias| self.upload(HostTensor::f32(&[bias.len()], bias)?)).transpose()?;

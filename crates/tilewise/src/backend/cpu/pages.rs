@@ -27,9 +27,7 @@ pub(super) fn upload(kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()> {
     let config = kv.config;
     checks::page("upload_page", kv, page, value_row(&config))?;
     checks::page_bytes("upload_page", bytes.len(), config.page_bytes())?;
-    for tensor in kv.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
-        host(tensor.buffer())?;
-    }
+    on_host(kv)?;
     let mut rest = bytes;
     for tensor in kv.layers.iter_mut().flat_map(|layer| [&mut layer.keys, &mut layer.values]) {
         let (start, len) = part(tensor, &config, page);
@@ -38,6 +36,26 @@ pub(super) fn upload(kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()> {
         rest = behind;
     }
     Ok(())
+}
+
+/// Overwrites pages with others.
+pub(super) fn copy(kv: &mut KvCache, copies: &[(u32, u32)]) -> Result<()> {
+    let config = kv.config;
+    checks::copies("copy_pages", kv, copies, value_row(&config))?;
+    on_host(kv)?;
+    for tensor in kv.layers.iter_mut().flat_map(|layer| [&mut layer.keys, &mut layer.values]) {
+        for &(from, to) in copies {
+            let ((from, len), (to, _)) = (part(tensor, &config, from), part(tensor, &config, to));
+            host_mut(tensor.buffer_mut())?.bytes_mut().copy_within(from..from + len, to);
+        }
+    }
+    Ok(())
+}
+
+/// Checks that all of a cache is in the host's memory.
+fn on_host(kv: &KvCache) -> Result<()> {
+    let mut tensors = kv.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]);
+    tensors.try_for_each(|tensor| host(tensor.buffer()).map(|_| ()))
 }
 
 /// Elements of a value, padded to whole panels.

@@ -261,21 +261,19 @@ impl Context {
         self.wait()
     }
 
-    /// Copies a buffer's front into places of other buffers, in order with what is recorded.
-    pub(super) fn scatter(&self, source: &GpuBuffer, spans: &[Span<'_>]) -> Result<()> {
+    /// Copies spans to spans of other buffers that are as long, one after the other and after what is recorded.
+    pub(super) fn copy(&self, copies: &[(Span<'_>, Span<'_>)]) -> Result<()> {
         self.check()?;
-        self.check_own(spans.iter().map(|span| span.buffer))?;
+        self.check_own(copies.iter().flat_map(|(from, to)| [from.buffer, to.buffer]))?;
         let mut recorder = self.lock();
         recorder.pass = None;
         let epoch = self.epoch();
-        source.used_in(epoch);
         let encoder =
             recorder.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
-        let mut from = 0;
-        for span in spans {
-            span.buffer.used_in(epoch);
-            encoder.copy_buffer_to_buffer(source.raw(), from, span.buffer.raw(), span.start, span.len);
-            from += span.len;
+        for (from, to) in copies {
+            from.buffer.used_in(epoch);
+            to.buffer.used_in(epoch);
+            encoder.copy_buffer_to_buffer(from.buffer.raw(), from.start, to.buffer.raw(), to.start, from.len);
         }
         Ok(())
     }

@@ -210,6 +210,10 @@ impl Device for GpuDevice {
         pages::upload(&self.context, kv, page, bytes)
     }
 
+    fn copy_pages(&self, kv: &mut KvCache, copies: &[(u32, u32)]) -> Result<()> {
+        pages::copy(&self.context, kv, copies)
+    }
+
     fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {
         let mut linear = linear::pack(&self.context, parts, bias, dtype)?;
         linear.bias = bias.map(|bias| self.upload(HostTensor::f32(&[bias.len()], bias)?)).transpose()?;

@@ -45,7 +45,40 @@ pub(super) fn upload(context: &Arc<Context>, kv: &KvCache, page: u32, bytes: &[u
     }
     let source = GpuBuffer::to_write(context, || "a page".to_owned(), bytes.len() as u64)?;
     context.write(&source, 0, bytes)?;
-    context.scatter(&source, &spans)
+    let copies: Vec<_> = beside(&source, &spans).into_iter().zip(spans).collect();
+    context.copy(&copies)
+}
+
+/// Overwrites pages with others, by way of a scratch page: no buffer may be copied to itself.
+pub(super) fn copy(context: &Arc<Context>, kv: &KvCache, copies: &[(u32, u32)]) -> Result<()> {
+    checks::copies("copy_pages", kv, copies, kv.config.value_dim)?;
+    let Some(&(first, _)) = copies.first() else { return Ok(()) };
+    let len = spans(kv, first)?.iter().map(|span| span.len).sum();
+    if len == 0 {
+        return Ok(());
+    }
+    let scratch = GpuBuffer::new(context, || "a page".to_owned(), len)?;
+    let (mut commands, mut held) = (Vec::new(), None);
+    for &(from, to) in copies {
+        // Copies of one page follow each other: it is read once.
+        if held.replace(from) != Some(from) {
+            let spans = spans(kv, from)?;
+            commands.extend(spans.iter().copied().zip(beside(&scratch, &spans)));
+        }
+        let spans = spans(kv, to)?;
+        commands.extend(beside(&scratch, &spans).into_iter().zip(spans));
+    }
+    context.copy(&commands)
+}
+
+/// One span after the other, as long as these, from the front of a buffer.
+fn beside<'a>(buffer: &'a GpuBuffer, spans: &[Span<'_>]) -> Vec<Span<'a>> {
+    let mut start = 0;
+    let place = |span: &Span<'_>| {
+        start += span.len;
+        Span { buffer, start: start - span.len, len: span.len }
+    };
+    spans.iter().map(place).collect()
 }
 
 /// Where a page is, in the order of its bytes. All lengths are multiples of 16 slots of 8 elements.
