@@ -120,3 +120,57 @@ impl MatrixShape {
         self.subgroups() * self.subgroup
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABILITIES: Abilities = Abilities {
+        matrix_tile: Some(16),
+        subgroup: Some(32),
+        vector_tiles: true,
+        workgroup_memory: 48 << 10,
+        binding: 1 << 30,
+        busy: 512,
+    };
+
+    #[test]
+    fn work_groups_are_large_where_there_are_enough_and_keys_are_not_in_a_window() {
+        let params = AttentionParams::new(16, 16, 128).dtypes(DType::F16, DType::F16);
+        let window = Mask::Window { left: Some(511), right: None, causal: true };
+        let right = Mask::Window { left: None, right: Some(3), causal: false };
+        for (mask, tokens, size) in [
+            (Mask::Causal, 8192, Size::Large),
+            (Mask::Full, 8192, Size::Large),
+            (right, 8192, Size::Large),
+            (window, 8192, Size::Small),
+            (Mask::Causal, 2048, Size::Small),
+            (Mask::Causal, 1, Size::Small),
+        ] {
+            let layout = BatchLayout::ragged(vec![0, tokens], vec![tokens]).unwrap();
+            assert_eq!(Size::of(&ABILITIES, &params.clone().mask(mask), &layout), size, "{mask:?} {tokens}");
+        }
+    }
+
+    #[test]
+    fn all_sizes_look_at_as_many_keys_and_fit_where_one_does() {
+        for head_dim in (8..=512).step_by(8) {
+            let params = AttentionParams::new(4, 2, head_dim).dtypes(DType::F32, DType::F16);
+            for abilities in [
+                ABILITIES,
+                Abilities { matrix_tile: Some(8), workgroup_memory: 32 << 10, ..ABILITIES },
+                Abilities { workgroup_memory: 32 << 10, ..ABILITIES },
+                Abilities { workgroup_memory: 16 << 10, ..ABILITIES },
+            ] {
+                let shapes = [Size::Large, Size::Small, Size::Tile]
+                    .map(|size| MatrixShape::new(&abilities, &params, size));
+                let looks = shapes.map(|shape| shape.map(|shape| (shape.tile, shape.look)));
+                assert!(looks[0] == looks[1] && looks[1] == looks[2], "{head_dim} {abilities:?}: {looks:?}");
+                for shape in shapes.iter().flatten() {
+                    assert!(shape.memory(&params) <= abilities.workgroup_memory as usize, "{shape:?}");
+                    assert_eq!(shape.keys % shape.look, 0, "{shape:?}");
+                }
+            }
+        }
+    }
+}
