@@ -1,50 +1,14 @@
 //! The commands' contract: exit codes, what is on which stream, the form of lines and JSON.
 #![allow(clippy::print_stdout)]
 
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+mod common;
 
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{refused, run, run_json, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-fn tilewise(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tilewise")).args(args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// The standard output of a command that must succeed.
-#[track_caller]
-fn run(args: &[&str]) -> String {
-    let output = tilewise(args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// The lines of JSON that a command prints, and nothing else.
-#[track_caller]
-fn run_json(args: &[&str]) -> Vec<Value> {
-    run(args)
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}")))
-        .collect()
-}
-
-/// A command that must fail with one sentence on stderr that says `words`, and nothing on stdout.
-#[track_caller]
-fn refused(args: &[&str], code: i32, words: &[&str]) {
-    let output = tilewise(args);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}: {}", text(&output.stdout));
-    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
-    assert!(stderr.starts_with("tilewise: "), "{stderr}");
-    for word in words {
-        assert!(stderr.contains(word), "{args:?}: {stderr:?} does not say {word:?}");
-    }
-}
 
 /// The keys of an object, in the order in which they were written.
 fn keys(line: &str) -> Vec<String> {
@@ -453,52 +417,4 @@ fn inspect_counts_parameters_and_tokens() {
         assert!(kv["bytes_per_token"].as_u64().unwrap() > 0 && kv["tokens"].as_u64().unwrap() > 0);
     }
     assert!(run(&["inspect"]).contains("Qwen3ForCausalLM"));
-}
-
-#[test]
-fn a_trace_is_served_whole_and_shared_prefixes_are_found() {
-    let trace = ["bench-serving-offline", "--num-requests", "6", "--prefixes", "1", "--prefix-len", "64"];
-    let sizes = ["--input-len", "3,9", "--output-len", "4", "--threads", "1", "--max-running", "2"];
-    let serve =
-        |more: &[&str]| run_json(&[&trace[..], &sizes, &["--format", "json"], more].concat()).remove(0);
-    let cached = serve(&[]);
-    assert_eq!(
-        (&cached["requests"], &cached["failed"], &cached["output_tokens"]),
-        (&json!(6), &json!(0), &json!(24))
-    );
-    assert!(cached["cache_hit_rate"].as_f64().unwrap() > 0.5, "{cached}");
-    assert!(cached["inter_token_latency_s"]["p99"].as_f64().unwrap() > 0.0, "{cached}");
-    let computed = serve(&["--disable-radix-cache"]);
-    assert_eq!(computed["cache_hit_rate"], json!(0.0));
-    assert_eq!(computed["input_tokens"], cached["input_tokens"]);
-    let text = run(&[&trace[..], &sizes, &["--request-rate", "200"]].concat());
-    for word in ["6 requests, 0 failed", "Throughput.", "First token. ", "Inter-token. ", "Cache. "] {
-        assert!(text.contains(word), "{text}");
-    }
-}
-
-#[test]
-fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("trace.jsonl");
-    let good = concat!(
-        r#"{"arrival_s": 0.02, "prompt": "def f(x):", "max_new_tokens": 3, "ignore_eos": true}"#,
-        "\n\n",
-        r#"{"prompt_ids": [5, 6, 7], "max_new_tokens": 2, "ignore_eos": true}"#,
-        "\n",
-        r#"{"prompt_ids": [5, 6, 7], "max_new_tokens": 100000000}"#,
-        "\n"
-    );
-    std::fs::write(&path, good).unwrap();
-    let file = path.to_str().unwrap();
-    let args = ["bench-serving-offline", "--trace", file, "--format", "json"];
-    let report = run_json(&args).remove(0);
-    assert_eq!(
-        (&report["requests"], &report["failed"], &report["output_tokens"]),
-        (&json!(3), &json!(1), &json!(5))
-    );
-    std::fs::write(&path, format!("{good}{{}}\n")).unwrap();
-    refused(&args, 2, &["trace.jsonl:5", "max_new_tokens"]);
-    refused(&["bench-serving-offline", "--trace", "/no/such/file"], 1, &["/no/such/file"]);
-    refused(&["bench-serving-offline", "--input-len", "9,3"], 2, &["--input-len"]);
 }

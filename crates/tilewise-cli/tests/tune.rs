@@ -1,25 +1,12 @@
 //! `tilewise tune` and `--policy`: a device's own measurements choose its kernels, and only its own.
 #![allow(clippy::print_stdout)]
 
+mod common;
+
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{run, text, tilewise};
 use serde_json::Value;
-
-fn tilewise(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tilewise")).args(args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[track_caller]
-fn run(args: &[&str]) -> String {
-    let output = tilewise(args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
 
 /// Whether this machine has a GPU of any kind.
 fn has_gpu() -> bool {

@@ -22,6 +22,7 @@ struct Report {
     input_tokens: usize,
     output_tokens: usize,
     duration_s: f64,
+    /// Requests that did not fail.
     request_throughput: f64,
     output_throughput: f64,
     total_throughput: f64,
@@ -165,7 +166,7 @@ fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError
         input_tokens,
         output_tokens,
         duration_s,
-        request_throughput: requests as f64 / duration_s,
+        request_throughput: (requests - failed) as f64 / duration_s,
         output_throughput: output_tokens as f64 / duration_s,
         total_throughput: (input_tokens + output_tokens) as f64 / duration_s,
         time_to_first_token_s: Percentiles::of(first),

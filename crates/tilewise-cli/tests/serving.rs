@@ -1,0 +1,54 @@
+//! `tilewise bench-serving-offline`: traces are served whole, and what is reported is what was served.
+
+mod common;
+
+use common::{refused, run, run_json};
+use serde_json::json;
+
+#[test]
+fn a_trace_is_served_whole_and_shared_prefixes_are_found() {
+    let trace = ["bench-serving-offline", "--num-requests", "6", "--prefixes", "1", "--prefix-len", "64"];
+    let sizes = ["--input-len", "3,9", "--output-len", "4", "--threads", "1", "--max-running", "2"];
+    let serve =
+        |more: &[&str]| run_json(&[&trace[..], &sizes, &["--format", "json"], more].concat()).remove(0);
+    let cached = serve(&[]);
+    assert_eq!(
+        (&cached["requests"], &cached["failed"], &cached["output_tokens"]),
+        (&json!(6), &json!(0), &json!(24))
+    );
+    assert!(cached["cache_hit_rate"].as_f64().unwrap() > 0.5, "{cached}");
+    assert!(cached["inter_token_latency_s"]["p99"].as_f64().unwrap() > 0.0, "{cached}");
+    let computed = serve(&["--disable-radix-cache"]);
+    assert_eq!(computed["cache_hit_rate"], json!(0.0));
+    assert_eq!(computed["input_tokens"], cached["input_tokens"]);
+    let text = run(&[&trace[..], &sizes, &["--request-rate", "200"]].concat());
+    for word in ["6 requests, 0 failed", "Throughput.", "First token. ", "Inter-token. ", "Cache. "] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.jsonl");
+    let good = concat!(
+        r#"{"arrival_s": 0.02, "prompt": "def f(x):", "max_new_tokens": 3, "ignore_eos": true}"#,
+        "\n\n",
+        r#"{"prompt_ids": [5, 6, 7], "max_new_tokens": 2, "ignore_eos": true}"#,
+        "\n",
+        r#"{"prompt_ids": [5, 6, 7], "max_new_tokens": 100000000}"#,
+        "\n"
+    );
+    std::fs::write(&path, good).unwrap();
+    let file = path.to_str().unwrap();
+    let args = ["bench-serving-offline", "--trace", file, "--format", "json"];
+    let report = run_json(&args).remove(0);
+    assert_eq!(
+        (&report["requests"], &report["failed"], &report["output_tokens"]),
+        (&json!(3), &json!(1), &json!(5))
+    );
+    std::fs::write(&path, format!("{good}{{}}\n")).unwrap();
+    refused(&args, 2, &["trace.jsonl:5", "max_new_tokens"]);
+    refused(&["bench-serving-offline", "--trace", "/no/such/file"], 1, &["/no/such/file"]);
+    refused(&["bench-serving-offline", "--input-len", "9,3"], 2, &["--input-len"]);
+}
