@@ -2,6 +2,7 @@
 
 use tilewise::DType;
 
+use crate::model::ModelSource;
 use crate::scheduler::Priority;
 use crate::{Error, Result};
 
@@ -16,6 +17,43 @@ pub enum KvBudget {
     Bytes(usize),
     /// Room for this many tokens, rounded up to whole pages.
     Tokens(usize),
+}
+
+/// Where drafts come from.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Drafter {
+    /// The text itself: what followed when its last tokens were there before.
+    PromptLookup,
+    /// A smaller model of the same vocabulary. It has keys and values of its own for every token of the cache.
+    Model(ModelSource),
+}
+
+/// How many drafts a step verifies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DraftLength {
+    /// As many as make the most tokens per second, by what was accepted and what steps took so far; none where they do
+    /// not pay.
+    Adaptive,
+    /// As many as there are, up to `max_drafts` of each sequence.
+    Fixed,
+}
+
+/// Speculative decoding. It changes when tokens come, and never which.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Speculation {
+    /// Where drafts come from.
+    pub drafter: Drafter,
+    /// Drafts of a sequence that one step verifies at most, from 1 to 32.
+    pub max_drafts: usize,
+    /// How many.
+    pub length: DraftLength,
+}
+
+impl Default for Speculation {
+    fn default() -> Self {
+        Self { drafter: Drafter::PromptLookup, max_drafts: 8, length: DraftLength::Adaptive }
+    }
 }
 
 /// The sizes and types of an engine. Start from `EngineConfig::default()`.
@@ -37,6 +75,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// What a step serves first.
     pub priority: Priority,
+    /// Whether several tokens of a sequence are guessed and verified in one step.
+    pub speculation: Option<Speculation>,
     /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
     pub attention_kernel: Option<String>,
 }
@@ -52,6 +92,7 @@ impl Default for EngineConfig {
             max_running: 64,
             prefix_cache: true,
             priority: Priority::Decode,
+            speculation: None,
             attention_kernel: None,
         }
     }
@@ -73,6 +114,11 @@ impl EngineConfig {
             && !(share > 0.0 && share <= 1.0)
         {
             return Err(Error::value("KV memory fraction", "above 0 and at most 1", share));
+        }
+        if let Some(speculation) = &self.speculation
+            && !(1..=32).contains(&speculation.max_drafts)
+        {
+            return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
         }
         for dtype in [self.dtype, self.kv_dtype].into_iter().flatten() {
             if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {

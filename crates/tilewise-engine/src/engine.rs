@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig, Tensor};
+use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
 
 use crate::cache::PagePool;
 use crate::cache::prefix::PrefixStats;
@@ -11,8 +11,11 @@ use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
 use crate::sampler::{Drawn, Sampler};
-use crate::scheduler::{BatchPlan, Scheduler, SchedulerConfig};
-use crate::{EngineConfig, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result};
+use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig};
+use crate::speculate::{DraftModel, MAX_STEP_DRAFTS, SpeculationStats, Speculator};
+use crate::{
+    Drafter, EngineConfig, Error, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result,
+};
 
 /// A model, its cache and its queue, on one device.
 pub struct Engine {
@@ -25,6 +28,7 @@ pub struct Engine {
     scheduler: Scheduler,
     sampler: Sampler,
     grammars: Grammars,
+    speculator: Option<Speculator>,
     limits: Limits,
 }
 
@@ -43,6 +47,8 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// What the prefix cache was asked for and had.
     pub prefix: PrefixStats,
+    /// What was guessed and was right.
+    pub speculation: SpeculationStats,
 }
 
 impl Engine {
@@ -63,29 +69,47 @@ impl Engine {
         config.validate()?;
         let sizes = source.config()?;
         let weights = source.weights()?;
-        let dtype = config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(tilewise::DType::F32);
+        let dtype = weight_dtype(config, &weights, &sizes);
+        let max_running = config.max_running.min(config.max_batch_tokens);
+        let speculation = config.speculation.as_ref();
+        let max_drafts =
+            speculation.map_or(0, |speculation| (max_running * speculation.max_drafts).min(MAX_STEP_DRAFTS));
         let limits = Limits {
             max_batch_tokens: config.max_batch_tokens,
-            max_logits_rows: config.max_running.min(config.max_batch_tokens),
+            max_logits_rows: (max_running + max_drafts).min(config.max_batch_tokens),
         };
         let model = load(&*device, &sizes, &weights, dtype, limits, report)?;
         drop(weights);
-        let weight_bytes = sizes.num_parameters() * dtype.size();
-        let kv = device.alloc_kv(&size_kv(&*device, &sizes, config, dtype, weight_bytes)?)?;
+        let drafter = match speculation.map(|speculation| &speculation.drafter) {
+            Some(Drafter::Model(source)) => {
+                Some(load_drafter(&*device, source, &sizes, config, limits, report)?)
+            }
+            Some(Drafter::PromptLookup) | None => None,
+        };
+        let mut models = vec![(&sizes, dtype)];
+        models.extend(drafter.as_ref().map(|(model, dtype)| (model.config(), *dtype)));
+        let shapes = size_kv(&*device, config, &models)?;
+        let mut caches =
+            shapes.iter().map(|shape| device.alloc_kv(shape)).collect::<tilewise::Result<Vec<_>>>()?;
+        let kv = caches.remove(0);
+        let drafter = drafter.zip(caches.pop());
+        let drafter = drafter.map(|((model, _), kv)| DraftModel::new(model, kv, config.max_batch_tokens));
         Ok(Self {
             attention: model.attention(kv.config.dtype),
             attention_kernel: config.attention_kernel.clone(),
             pages: PagePool::new(kv.config.num_pages),
             scheduler: Scheduler::new(SchedulerConfig {
                 max_batch_tokens: config.max_batch_tokens,
-                max_running: limits.max_logits_rows,
+                max_running,
                 page_size: config.page_size,
                 max_context: sizes.max_positions,
+                max_drafts,
                 priority: config.priority,
                 prefix_cache: config.prefix_cache,
             }),
             sampler: Sampler::default(),
             grammars: Grammars::new(source.clone()),
+            speculator: speculation.map(|speculation| Speculator::new(speculation.clone(), drafter)),
             limits,
             device,
             model,
@@ -118,6 +142,9 @@ impl Engine {
     /// Forgets a request and frees its pages; false if it is over or unknown.
     pub fn abort(&mut self, request: RequestId) -> bool {
         self.grammars.abort(request);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.abort(request);
+        }
         self.scheduler.abort(request, &mut self.pages)
     }
 
@@ -147,59 +174,56 @@ impl Engine {
         &mut self,
         look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
     ) -> Result<Vec<Event>> {
-        let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
+        if let Some(speculator) = &mut self.speculator {
+            speculator.propose(&mut self.scheduler);
+        }
+        let Some(mut batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
         let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
         device.copy_pages(&mut self.kv, &copies)?;
+        if let Some(speculator) = &mut self.speculator {
+            speculator.fill(device, &self.scheduler, &mut batch)?;
+        }
         let logits =
             self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
         look(device, &batch, logits)?;
         // The device works on the logits meanwhile, where it has a queue.
         let (allowed, failed) = self.grammars.allowed(&batch, logits.row_len());
         let drawn = self.sampler.sample(device, logits, &batch, &allowed)?;
-        Ok(self.commit(&batch, drawn, failed))
+        let failure = |why: NotFinite| FinishReason::Failed(why.to_string());
+        let mut outcomes: Vec<Outcome> =
+            drawn.sampled.iter().map(|&outcome| outcome.map_err(failure)).collect();
+        failed.into_iter().for_each(|(row, why)| outcomes[row] = Err(why));
+        let events = self.commit(&batch, drawn, &outcomes);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.learn(&batch, &events);
+        }
+        Ok(events)
     }
 
-    /// Takes over what a batch drew; `failed` drew nothing that counts.
-    fn commit(
-        &mut self,
-        batch: &BatchPlan,
-        drawn: Drawn,
-        failed: Vec<((RequestId, usize), FinishReason)>,
-    ) -> Vec<Event> {
-        let mut events = self.scheduler.commit(batch, &drawn.sampled, &mut self.pages);
-        let mut finish = |completion, reason| self.scheduler.finish(completion, reason, &mut self.pages);
-        for (completion, why) in failed {
-            let of_it = |request: &RequestId, index: &usize| (*request, *index) == completion;
-            events.retain(
-                |event| !matches!(event, Event::Token { request, index, .. } if of_it(request, index)),
-            );
-            let ended = events.iter_mut().find_map(|event| match event {
-                Event::Finished { request, index, reason, .. } => of_it(request, index).then_some(reason),
-                Event::Token { .. } => None,
-            });
-            match ended {
-                Some(reason) => *reason = why,
-                None => events.extend(finish(completion, why)),
-            }
+    /// Takes over what a batch drew.
+    fn commit(&mut self, batch: &BatchPlan, mut drawn: Drawn, outcomes: &[Outcome]) -> Vec<Event> {
+        let grammars = &mut self.grammars;
+        let mut events = self
+            .scheduler
+            .commit(batch, outcomes, &mut self.pages, &mut |completion, id| grammars.push(completion, id));
+        let mut row = 0;
+        let mut rows: HashMap<_, _> = HashMap::new();
+        for sequence in &batch.sequences {
+            rows.insert((sequence.request, sequence.index), row);
+            row += sequence.num_rows();
         }
-        let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
-        let mut tops: HashMap<_, _> = sampled.map(|s| (s.request, s.index)).zip(drawn.top_logprobs).collect();
-        let mut tokens = Vec::new();
         for event in &mut events {
             match event {
-                Event::Token { request, index, id, top_logprobs, .. } => {
-                    *top_logprobs = tops.remove(&(*request, *index)).unwrap_or_default();
-                    tokens.push(((*request, *index), *id));
+                Event::Token { request, index, top_logprobs, .. } => {
+                    if let Some(row) = rows.get_mut(&(*request, *index)) {
+                        *top_logprobs = std::mem::take(&mut drawn.top_logprobs[*row]);
+                        *row += 1;
+                    }
                 }
-                Event::Finished { request, index, .. } => self.grammars.remove((*request, *index)),
+                Event::Finished { request, index, .. } => grammars.remove((*request, *index)),
             }
-        }
-        for (completion, id) in tokens {
-            let Some(reason) = self.grammars.push(completion, id) else { continue };
-            self.grammars.remove(completion);
-            events.extend(self.scheduler.finish(completion, reason, &mut self.pages));
         }
         events
     }
@@ -239,6 +263,7 @@ impl Engine {
             total_tokens: self.pages.num_pages() * page_size,
             preemptions: self.scheduler.num_preemptions(),
             prefix: self.scheduler.prefix_stats(),
+            speculation: self.speculator.as_ref().map(Speculator::stats).unwrap_or_default(),
         }
     }
 
@@ -254,27 +279,49 @@ fn load(
     device: &dyn Device,
     sizes: &ModelConfig,
     weights: &Weights,
-    dtype: tilewise::DType,
+    dtype: DType,
     limits: Limits,
     report: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn Model>> {
     let total = match weights.total_bytes() {
-        0 => sizes.num_parameters() * tilewise::DType::Bf16.size(),
+        0 => sizes.num_parameters() * DType::Bf16.size(),
         total => total,
     };
     let mut loader = Loader::new(weights, device, dtype, total, report);
     (sizes.family.load)(sizes, &mut loader, device, limits)
 }
 
-/// As many pages as the budget allows, and at least one.
+/// The model that makes drafts, and the type of its weights.
+fn load_drafter(
+    device: &dyn Device,
+    source: &ModelSource,
+    target: &ModelConfig,
+    config: &EngineConfig,
+    limits: Limits,
+    report: &mut dyn FnMut(Progress),
+) -> Result<(Box<dyn Model>, DType)> {
+    let sizes = source.config()?;
+    if sizes.vocab_size != target.vocab_size {
+        let why = format!("it has {} tokens, the model {}", sizes.vocab_size, target.vocab_size);
+        return Err(Error::unsupported("a draft model of another vocabulary", why));
+    }
+    let weights = source.weights()?;
+    let dtype = weight_dtype(config, &weights, &sizes);
+    Ok((load(device, &sizes, &weights, dtype, limits, report)?, dtype))
+}
+
+fn weight_dtype(config: &EngineConfig, weights: &Weights, sizes: &ModelConfig) -> DType {
+    config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(DType::F32)
+}
+
+/// The shapes of the caches of a model and of the one that makes its drafts, under the same page numbers: as many pages as
+/// the budget allows, and at least one.
 fn size_kv(
     device: &dyn Device,
-    sizes: &ModelConfig,
     config: &EngineConfig,
-    dtype: tilewise::DType,
-    weight_bytes: usize,
-) -> Result<KvCacheConfig> {
-    let mut kv = KvCacheConfig {
+    models: &[(&ModelConfig, DType)],
+) -> Result<Vec<KvCacheConfig>> {
+    let shape = |&(sizes, dtype): &(&ModelConfig, DType)| KvCacheConfig {
         num_layers: sizes.num_layers,
         num_pages: 1,
         page_size: config.page_size,
@@ -283,17 +330,21 @@ fn size_kv(
         value_dim: sizes.head_dim,
         dtype: config.kv_dtype.unwrap_or(dtype),
     };
-    kv.validate()?;
-    let page_bytes = kv.page_bytes();
-    kv.num_pages = match config.kv {
+    let mut shapes: Vec<KvCacheConfig> = models.iter().map(shape).collect();
+    shapes.iter().try_for_each(KvCacheConfig::validate)?;
+    let page_bytes: usize = shapes.iter().map(KvCacheConfig::page_bytes).sum();
+    let num_pages = match config.kv {
         KvBudget::Tokens(tokens) => tokens.div_ceil(config.page_size),
         KvBudget::Bytes(bytes) => bytes / page_bytes,
         KvBudget::Fraction(share) => {
-            let left = device.caps().memory.saturating_sub(weight_bytes) as f64;
-            let contexts = config.max_running.saturating_mul(sizes.max_positions.div_ceil(config.page_size));
+            let weights = models.iter().map(|(sizes, dtype)| sizes.num_parameters() * dtype.size()).sum();
+            let left = device.caps().memory.saturating_sub(weights) as f64;
+            let context = models.first().map_or(0, |(sizes, _)| sizes.max_positions);
+            let contexts = config.max_running.saturating_mul(context.div_ceil(config.page_size));
             ((left * share) as usize / page_bytes).min(contexts)
         }
     };
-    kv.num_pages = kv.num_pages.clamp(1, u32::MAX as usize);
-    Ok(kv)
+    let num_pages = num_pages.clamp(1, u32::MAX as usize);
+    shapes.iter_mut().for_each(|shape| shape.num_pages = num_pages);
+    Ok(shapes)
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 
 use crate::model::{ModelConfig, ModelSource};
@@ -32,6 +32,25 @@ pub struct AllowedTokens {
     pub rows: Vec<u32>,
     /// For each of them the bits of its tokens, as [`tilewise::Device::mask_logits`] takes them.
     pub bits: Vec<u32>,
+}
+
+impl AllowedTokens {
+    fn push(&mut self, row: u32, mask: &SimpleVob, words: usize) {
+        self.rows.push(row);
+        self.bits.extend_from_slice(&mask.as_slice()[..words]);
+    }
+
+    /// Adds what may follow each of `drafts`, from `row` on, up to one that is not allowed or ends the text: what follows
+    /// that one is never looked at.
+    fn push_drafts(&mut self, mut ahead: Matcher, row: u32, drafts: &[u32], words: usize) {
+        for (row, &draft) in (row..).zip(drafts) {
+            if !ahead.try_consume_tokens(&[draft]).is_ok_and(|taken| taken == 1) || ahead.is_stopped() {
+                return;
+            }
+            let Ok(mask) = ahead.compute_mask() else { return };
+            self.push(row, &mask, words);
+        }
+    }
 }
 
 /// A request and which of its completions.
@@ -88,29 +107,32 @@ impl Grammars {
         self.matchers.retain(|completion, _| completion.0 != request);
     }
 
-    /// What the rows of a batch may draw, and the completions that can go no further.
+    /// What the rows of a batch may draw, and those after which a completion can go no further.
     pub(crate) fn allowed(
         &mut self,
         batch: &BatchPlan,
         vocab_size: usize,
-    ) -> (AllowedTokens, Vec<(Completion, FinishReason)>) {
+    ) -> (AllowedTokens, Vec<(usize, FinishReason)>) {
         let (mut allowed, mut failed) = (AllowedTokens::default(), Vec::new());
         if self.matchers.is_empty() {
             return (allowed, failed);
         }
         let words = vocab_size.div_ceil(32);
-        let sampled = batch.sequences.iter().filter(|sequence| sequence.sampling.is_some());
-        for (row, sequence) in (0..).zip(sampled) {
-            let Some(matcher) = self.matchers.get_mut(&(sequence.request, sequence.index)) else { continue };
+        let mut rows = 0..0;
+        for (place, sequence) in batch.sequences.iter().enumerate() {
+            rows = rows.end..rows.end + sequence.num_rows() as u32;
+            let completion = (sequence.request, sequence.index);
+            let Some(matcher) = self.matchers.get_mut(&completion).filter(|_| !rows.is_empty()) else {
+                continue;
+            };
             match matcher.compute_mask() {
-                Ok(mask) => {
-                    allowed.rows.push(row);
-                    allowed.bits.extend_from_slice(&mask.as_slice()[..words]);
-                }
+                Ok(mask) => allowed.push(rows.start, &mask, words),
                 Err(why) => {
-                    let completion = (sequence.request, sequence.index);
-                    failed.push((completion, FinishReason::Failed(format!("grammar: {why}"))));
+                    failed.push((rows.start as usize, FinishReason::Failed(format!("grammar: {why}"))));
                 }
+            }
+            if sequence.num_drafts > 0 {
+                allowed.push_drafts(matcher.clone(), rows.start + 1, batch.drafts(place), words);
             }
         }
         (allowed, failed)

@@ -15,10 +15,12 @@ pub mod policy;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
+mod speculate;
 pub mod tokenizer;
 
-pub use config::{EngineConfig, KvBudget};
+pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;
 pub use request::{Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams};
+pub use speculate::SpeculationStats;

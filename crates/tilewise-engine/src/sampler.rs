@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tilewise::{DType, Device, Draw, LogitChange, Logprobs, LogprobsOf, NotFinite, Sampled, Tensor};
 
 use crate::grammar::AllowedTokens;
-use crate::scheduler::BatchPlan;
+use crate::scheduler::{BatchPlan, ScheduledSequence};
 use crate::{Result, SamplingParams};
 
 /// Draws a batch's tokens on the device.
@@ -43,17 +43,19 @@ impl Sampler {
         if draws.is_empty() {
             return Ok(Drawn::default());
         }
-        let sequences = batch.sequences.iter();
-        let sampled: Vec<_> = sequences.filter_map(|s| Some((s, s.sampling.as_ref()?))).collect();
-        let mut changes = Vec::new();
-        let mut asked = Vec::new();
-        for (row, (sequence, params)) in (0..).zip(&sampled) {
-            changes.extend(sequence.changes.iter().map(|change| LogitChange { row, ..*change }));
-            let changed = !sequence.changes.is_empty() || allowed.rows.binary_search(&row).is_ok();
-            if params.logprobs && (params.top_logprobs > 0 || changed) {
-                asked.push((row, params.top_logprobs as u32));
-                draws[row as usize].logprob = false;
+        let (mut changes, mut asked, mut first) = (Vec::new(), Vec::new(), 0);
+        for sequence in &batch.sequences {
+            let Some(params) = &sequence.sampling else { continue };
+            let own = sequence.changes.iter();
+            changes.extend(own.map(|change| LogitChange { row: first + change.row, ..*change }));
+            for row in first..first + sequence.num_rows() as u32 {
+                let changed = !sequence.changes.is_empty() || allowed.rows.binary_search(&row).is_ok();
+                if params.logprobs && (params.top_logprobs > 0 || changed) {
+                    asked.push((row, params.top_logprobs as u32));
+                    draws[row as usize].logprob = false;
+                }
             }
+            first += sequence.num_rows() as u32;
         }
         if !asked.is_empty() {
             self.keep(device, logits, &asked)?;
@@ -101,8 +103,11 @@ impl Sampler {
 
 /// How to draw each row of a batch's logits, in their order.
 pub fn draws(batch: &BatchPlan) -> Vec<Draw> {
-    let sampled = batch.sequences.iter();
-    sampled.filter_map(|s| s.sampling.as_ref().map(|params| draw(params, s.next_position))).collect()
+    let rows = |sequence: &ScheduledSequence| {
+        sequence.next_position..sequence.next_position + sequence.num_rows() as u64
+    };
+    let sampled = batch.sequences.iter().filter_map(|s| Some((s, s.sampling.as_ref()?)));
+    sampled.flat_map(|(s, params)| rows(s).map(|position| draw(params, position))).collect()
 }
 
 /// How to draw the token at `position` of a sequence.
@@ -157,12 +162,24 @@ impl History {
         }
     }
 
-    /// What to change of the next row of logits, ascending by token; their row is 0.
-    pub fn changes(&self, params: &SamplingParams) -> Vec<LogitChange> {
+    /// What to change of the next row of logits, row 0, and of those after each of `drafts`; ascending.
+    pub fn changes(&self, params: &SamplingParams, drafts: &[u32]) -> Vec<LogitChange> {
+        let mut changes = self.changes_of_row(params, 0);
+        if !drafts.is_empty() && !changes_nothing(params) {
+            let mut after = self.clone();
+            for (row, &draft) in (1..).zip(drafts) {
+                after.push(params, draft);
+                changes.extend(after.changes_of_row(params, row));
+            }
+        }
+        changes
+    }
+
+    fn changes_of_row(&self, params: &SamplingParams, row: u32) -> Vec<LogitChange> {
         let change = |(&token, occurrence): (&u32, &Occurrence)| {
             let generated = occurrence.generated as f32;
             LogitChange {
-                row: 0,
+                row,
                 token,
                 bias: occurrence.bias,
                 repetition: if occurrence.seen { params.repetition_penalty } else { 1.0 },
@@ -171,6 +188,11 @@ impl History {
         };
         self.tokens.iter().map(change).collect()
     }
+}
+
+/// Whether no logit is ever changed.
+fn changes_nothing(params: &SamplingParams) -> bool {
+    params.logit_bias.is_empty() && !params.has_penalties()
 }
 
 /// The seed of a completion's own random stream; that of the first is the request's.

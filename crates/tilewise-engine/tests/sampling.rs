@@ -177,7 +177,7 @@ fn penalties_and_bias_draw_from_the_distribution_that_they_describe() {
     const ROWS: usize = 20_000;
     let device = tilewise::open("cpu", Some(1)).unwrap();
     let mut rows = device.upload(HostTensor::f32(&[ROWS, 8], &logits.repeat(ROWS)).unwrap()).unwrap();
-    let changes = history.changes(&params);
+    let changes = history.changes(&params, &[]);
     let of_row = |row| changes.iter().map(move |change| LogitChange { row, ..*change });
     device.adjust_logits(&mut rows, &(0..ROWS as u32).flat_map(of_row).collect::<Vec<_>>()).unwrap();
     for (got, want) in device.download(&rows).unwrap().iter().zip(want.iter().cycle()) {

@@ -23,6 +23,7 @@ impl Bench {
             max_running: 8,
             page_size: PAGE,
             max_context: 1000,
+            max_drafts: 0,
             priority,
             prefix_cache: false,
         };
@@ -42,7 +43,7 @@ impl Bench {
     /// Commits a batch whose every row draws `token`.
     fn commit(&mut self, batch: &BatchPlan, token: u32) -> Vec<Event> {
         let sampled = vec![Ok(Sampled { id: token, logprob: None }); batch.logits_rows.len()];
-        self.scheduler.commit(batch, &sampled, &mut self.pages)
+        self.scheduler.commit(batch, &sampled, &mut self.pages, &mut |_, _| None)
     }
 
     /// One step, as (request, tokens) pairs.
@@ -246,17 +247,13 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
     let mut bench = Bench::new(8, 64);
     let (bad, good) = (bench.submit(4, 5), bench.submit(4, 5));
     let batch = bench.schedule().unwrap();
-    let sampled = [Err(NotFinite), Ok(Sampled { id: 2, logprob: None })];
-    let events = bench.scheduler.commit(&batch, &sampled, &mut bench.pages);
+    let failure = FinishReason::Failed(NotFinite.to_string());
+    let sampled = [Err(failure.clone()), Ok(Sampled { id: 2, logprob: None })];
+    let events = bench.scheduler.commit(&batch, &sampled, &mut bench.pages, &mut |_, _| None);
     assert_eq!(
         events,
         [
-            Event::Finished {
-                request: bad,
-                index: 0,
-                reason: FinishReason::Failed(NotFinite.to_string()),
-                cached_tokens: 0
-            },
+            Event::Finished { request: bad, index: 0, reason: failure, cached_tokens: 0 },
             Event::Token { request: good, index: 0, id: 2, logprob: None, top_logprobs: Vec::new() },
         ]
     );

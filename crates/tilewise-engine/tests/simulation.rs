@@ -69,6 +69,11 @@ struct Simulation {
     copied_pages: usize,
     /// Completions that began with the step of another.
     forks: usize,
+    /// Guesses which drafts to give.
+    guess: Random,
+    speculates: bool,
+    drafted: usize,
+    accepted: usize,
 }
 
 impl Simulation {
@@ -78,6 +83,7 @@ impl Simulation {
             max_running,
             page_size: PAGE,
             max_context: 4096,
+            max_drafts: 12,
             priority,
             prefix_cache: true,
         };
@@ -90,6 +96,30 @@ impl Simulation {
             computed_tokens: 0,
             copied_pages: 0,
             forks: 0,
+            guess: Random(9),
+            speculates: false,
+            drafted: 0,
+            accepted: 0,
+        }
+    }
+
+    /// Gives some sequences drafts, right ones and wrong ones, some of them more than are of use.
+    fn propose(&mut self) {
+        let mut proposals = Vec::new();
+        for sequence in self.scheduler.decoding() {
+            let request = &self.requests[&sequence.request];
+            let all = [request.prompt.clone(), expected(request, sequence.index)].concat();
+            assert_eq!(sequence.most_drafts, all.len() - sequence.tokens.len() - 1);
+            let mut drafts = all[sequence.tokens.len()..].to_vec();
+            drafts.truncate(self.guess.below(6) as usize);
+            if !drafts.is_empty() && self.guess.below(2) == 0 {
+                let wrong = self.guess.below(drafts.len() as u64) as usize;
+                drafts[wrong] += 1;
+            }
+            proposals.push(((sequence.request, sequence.index), drafts));
+        }
+        for (completion, drafts) in proposals {
+            self.scheduler.set_drafts(completion, drafts);
         }
     }
 
@@ -131,13 +161,20 @@ impl Simulation {
                     let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
                     assert_eq!(self.slots[slot], history, "request {id}, {index}: slot {position}");
                 }
+                let known = first + sequence.num_tokens - sequence.num_drafts;
                 for position in first..first + sequence.num_tokens {
-                    assert_eq!(batch.token_ids[row], own[position], "request {id}, {index}: input");
-                    history = extend(history, batch.token_ids[row]);
+                    let token = batch.token_ids[row];
+                    assert!(position >= known || token == own[position], "request {id}, {index}: input");
+                    if position >= known {
+                        assert_eq!(logits_rows.next(), Some(&(row as u32 - 1)));
+                        next.push(next_token(history, &self.requests[&id], index));
+                    }
+                    history = extend(history, token);
                     let slot = table[position / PAGE] as usize * PAGE + position % PAGE;
                     self.slots[slot] = history;
                     row += 1;
                 }
+                self.drafted += sequence.num_drafts;
             } else {
                 self.forks += 1;
                 let first = &batch.sequences[place - index];
@@ -156,6 +193,9 @@ impl Simulation {
 
     /// One step, during which a request may be aborted.
     fn step_with(&mut self, fault: Fault, aborted: Option<RequestId>) -> Vec<Event> {
+        if self.speculates {
+            self.propose();
+        }
         let batch = self.scheduler.schedule(&mut self.pages);
         let tokens = match &batch {
             Some(batch) if fault != Fault::Early => self.forward(batch),
@@ -167,7 +207,10 @@ impl Simulation {
         }
         let Some(batch) = batch.filter(|_| fault == Fault::None) else { return Vec::new() };
         let sampled: Vec<_> = tokens.iter().map(|&id| Ok(Sampled { id, logprob: None })).collect();
-        self.scheduler.commit(&batch, &sampled, &mut self.pages)
+        let events = self.scheduler.commit(&batch, &sampled, &mut self.pages, &mut |_, _| None);
+        let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+        self.accepted += tokens - batch.sequences.iter().filter(|s| s.sampling.is_some()).count().min(tokens);
+        events
     }
 
     fn step(&mut self) -> Vec<Event> {
@@ -219,6 +262,8 @@ struct Totals {
     evicted_pages: u64,
     copied_pages: usize,
     forks: usize,
+    drafted: usize,
+    accepted: usize,
 }
 
 /// Steps within which a request ends, for each token of it and of what was there before it, computed or not.
@@ -230,6 +275,7 @@ fn simulate(seed: u64) -> Totals {
     let priority = if random.below(3) == 0 { Priority::Prefill } else { Priority::Decode };
     let mut sim =
         Simulation::new(num_pages, 1 + random.below(64) as usize, 1 + random.below(8) as usize, priority);
+    sim.speculates = seed % 2 == 1;
     let prefixes: Vec<Vec<u32>> =
         (0..3).map(|_| (0..16 + random.below(64)).map(|_| random.below(VOCAB) as u32).collect()).collect();
     let (mut got, mut aborted) = (HashMap::<(RequestId, usize), Outcome>::new(), Vec::new());
@@ -289,11 +335,14 @@ fn simulate(seed: u64) -> Totals {
         evicted_pages: stats.evicted_pages,
         copied_pages: sim.copied_pages,
         forks: sim.forks,
+        drafted: sim.drafted,
+        accepted: sim.accepted,
     }
 }
 
 #[test]
-fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preempted_aborted_or_failed() {
+fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preempted_drafted_aborted_or_failed()
+ {
     let (mut all, mut seed) = (Totals::default(), 0);
     while all.steps < 100_000 {
         let run = std::panic::catch_unwind(|| simulate(seed));
@@ -304,10 +353,13 @@ fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preemp
         all.evicted_pages += run.evicted_pages;
         all.copied_pages += run.copied_pages;
         all.forks += run.forks;
+        all.drafted += run.drafted;
+        all.accepted += run.accepted;
         seed += 1;
     }
     let enough = all.preemptions > 100 && all.hit_tokens > 1000 && all.evicted_pages > 1000;
-    assert!(enough && all.copied_pages > 1000 && all.forks > 1000, "{all:?}: too tame");
+    let enough = enough && all.copied_pages > 1000 && all.forks > 1000;
+    assert!(enough && all.drafted > 10_000 && all.accepted > 5000, "{all:?}: too tame");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// A model inside the program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddedModel {
     /// Its name in messages.
     pub name: &'static str,
@@ -24,7 +24,7 @@ pub struct EmbeddedModel {
 }
 
 /// Where configuration, weights and tokenizer are read from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     /// A folder as Hugging Face lays it out.
     Folder(PathBuf),

@@ -1,5 +1,6 @@
 //! What one step computes: plain data.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tilewise::{BatchLayout, LogitChange, PageTable};
@@ -18,12 +19,21 @@ pub struct ScheduledSequence {
     /// Its new tokens in this batch; none of a completion that begins with this step, drawn from the same logits as the
     /// first one.
     pub num_tokens: usize,
+    /// How many of them, the last ones, are drafts: tokens that are drawn again to see whether they are right.
+    pub num_drafts: usize,
     /// How to draw the token after them; `None` for a chunk that does not reach the end of the known tokens.
     pub sampling: Option<SamplingParams>,
-    /// What penalties and bias change of its row of logits; the row of each is 0.
+    /// What penalties and bias change of its rows of logits, ascending; the first of them is row 0.
     pub changes: Vec<LogitChange>,
-    /// The position of the token to draw, which selects the place in the random stream.
+    /// The position of the first token to draw, which selects the place in the random stream.
     pub next_position: u64,
+}
+
+impl ScheduledSequence {
+    /// Its rows of logits: one after the last known token and one after each draft.
+    pub fn num_rows(&self) -> usize {
+        self.sampling.as_ref().map_or(0, |_| 1 + self.num_drafts)
+    }
 }
 
 /// The ragged batch of one step.
@@ -35,14 +45,32 @@ pub struct BatchPlan {
     pub positions: Vec<u32>,
     /// How many are whose, and where the keys are.
     pub layout: Arc<BatchLayout>,
-    /// The tokens whose logits are needed, ascending: one for each sequence that samples. Completions that part have the
-    /// same.
+    /// The tokens whose logits are needed, ascending: for each sequence that samples its last known token and its drafts.
+    /// Completions that part have the same.
     pub logits_rows: Vec<u32>,
     /// Pages that are copied before the batch runs, as source and destination: the partial pages of completions that
     /// parted. Destinations are distinct, and none is a source.
     pub copies: Vec<(PageId, PageId)>,
     /// In the order of the layout.
     pub sequences: Vec<ScheduledSequence>,
+}
+
+impl BatchPlan {
+    /// The tokens that the sequence at `place` is thought to draw.
+    pub fn drafts(&self, place: usize) -> &[u32] {
+        &self.token_ids[self.draft_range(place)]
+    }
+
+    /// Puts other drafts into the place of those that the sequence at `place` was scheduled with, as many.
+    pub(crate) fn set_drafts(&mut self, place: usize, drafts: &[u32]) {
+        let range = self.draft_range(place);
+        self.token_ids[range].copy_from_slice(drafts);
+    }
+
+    fn draft_range(&self, place: usize) -> Range<usize> {
+        let end = self.layout.qo_indptr()[place + 1] as usize;
+        end - self.sequences[place].num_drafts..end
+    }
 }
 
 /// Collects a batch within a token budget.
@@ -89,25 +117,30 @@ impl BatchBuilder {
         self.sequences.is_empty()
     }
 
-    /// Adds the next `num_tokens` pending tokens of a sequence that holds pages for them.
-    pub(super) fn push(&mut self, sequence: &Sequence, num_tokens: usize) {
-        let end = sequence.computed + num_tokens;
-        self.room -= num_tokens;
-        self.token_ids.extend_from_slice(&sequence.tokens[sequence.computed..end]);
+    /// Adds the next `num_tokens` pending tokens of a sequence, and then `num_drafts` of its drafts; it holds pages for
+    /// all of them.
+    pub(super) fn push(&mut self, sequence: &Sequence, num_tokens: usize, num_drafts: usize) {
+        let (known, end) = (sequence.computed + num_tokens, sequence.computed + num_tokens + num_drafts);
+        let drafts = &sequence.drafts[..num_drafts];
+        self.room -= num_tokens + num_drafts;
+        self.token_ids.extend_from_slice(&sequence.tokens[sequence.computed..known]);
+        self.token_ids.extend_from_slice(drafts);
         self.positions.extend(sequence.computed as u32..end as u32);
-        let samples = end == sequence.tokens.len();
+        let samples = known == sequence.tokens.len();
+        let tokens = self.token_ids.len() as u32;
         if samples {
-            self.logits_rows.push(self.token_ids.len() as u32 - 1);
+            self.logits_rows.extend(tokens - 1 - num_drafts as u32..tokens);
         }
         self.sequences.push(ScheduledSequence {
             request: sequence.id,
             index: sequence.index,
-            num_tokens,
+            num_tokens: num_tokens + num_drafts,
+            num_drafts,
             sampling: samples.then(|| sequence.sampling.clone()),
-            changes: if samples { sequence.history.changes(&sequence.sampling) } else { Vec::new() },
-            next_position: end as u64,
+            changes: if samples { sequence.changes(drafts) } else { Vec::new() },
+            next_position: known as u64,
         });
-        self.qo_indptr.push(self.token_ids.len() as u32);
+        self.qo_indptr.push(tokens);
         self.kv_len.push(end as u32);
         if let Some(source) = sequence.copy_of {
             let partial = sequence.computed / self.page_table.page_size;
@@ -126,8 +159,9 @@ impl BatchBuilder {
             request: first.id,
             index,
             num_tokens: 0,
+            num_drafts: 0,
             sampling: Some(first.sampling_of(index)),
-            changes: first.history.changes(&first.sampling),
+            changes: first.changes(&[]),
             next_position: first.tokens.len() as u64,
         });
         self.qo_indptr.push(self.token_ids.len() as u32);

@@ -20,11 +20,11 @@ use std::collections::VecDeque;
 use batch::BatchBuilder;
 pub use batch::{BatchPlan, ScheduledSequence};
 use sequence::Sequence;
-use tilewise::{NotFinite, Sampled};
+use tilewise::Sampled;
 
 use crate::cache::prefix::PrefixStats;
 use crate::cache::{PagePool, PrefixTree};
-use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result};
+use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result, SamplingParams};
 
 /// What a step serves first when its token budget does not hold everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +46,30 @@ pub struct SchedulerConfig {
     pub page_size: usize,
     /// Tokens that a sequence may have at most.
     pub max_context: usize,
+    /// Drafts that one step verifies at most.
+    pub max_drafts: usize,
     /// What a step serves first.
     pub priority: Priority,
     /// Whether full pages are shared and kept.
     pub prefix_cache: bool,
+}
+
+/// What became of a row of logits: a token, or the end of its completion.
+pub type Outcome = Result<Sampled, FinishReason>;
+
+/// A sequence whose next step draws a token.
+#[derive(Debug, Clone, Copy)]
+pub struct Decoding<'a> {
+    /// Whose it is.
+    pub request: RequestId,
+    /// Which of the request's completions.
+    pub index: usize,
+    /// The prompt, then what was generated.
+    pub tokens: &'a [u32],
+    /// More drafts than these are of no use: the text ends after them.
+    pub most_drafts: usize,
+    /// How its tokens are drawn.
+    pub sampling: &'a SamplingParams,
 }
 
 /// The queues.
@@ -154,6 +174,43 @@ impl Scheduler {
         self.prefix.evict(usize::MAX, pages, |_| ());
     }
 
+    /// The sequences that generate, with the most drafts that are of use to each.
+    pub fn decoding(&self) -> impl Iterator<Item = Decoding<'_>> {
+        self.running.iter().filter(|sequence| sequence.is_decoding()).map(|sequence| Decoding {
+            request: sequence.id,
+            index: sequence.index,
+            tokens: &sequence.tokens,
+            most_drafts: sequence.most_drafts(),
+            sampling: &sequence.sampling,
+        })
+    }
+
+    /// The known tokens of a running completion.
+    pub(crate) fn tokens(&self, completion: (RequestId, usize)) -> Option<&[u32]> {
+        self.running.iter().find(|sequence| sequence.key() == completion).map(|sequence| &*sequence.tokens)
+    }
+
+    /// Says what a sequence that generates is thought to draw next, in place of what was said before. The next step
+    /// computes as many of these drafts as there is room for behind the sequence's last token, and draws after each.
+    pub fn set_drafts(&mut self, completion: (RequestId, usize), drafts: Vec<u32>) {
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.key() == completion) {
+            sequence.drafts = drafts;
+        }
+    }
+
+    /// Puts other drafts into a batch, as many as the sequence at `place` was scheduled with.
+    ///
+    /// # Panics
+    /// For another number of drafts.
+    pub fn replace_drafts(&self, batch: &mut BatchPlan, place: usize, drafts: &[u32]) {
+        batch.set_drafts(place, drafts);
+        let scheduled = &mut batch.sequences[place];
+        let key = (scheduled.request, scheduled.index);
+        if let Some(sequence) = self.running.iter().find(|sequence| sequence.key() == key) {
+            scheduled.changes = sequence.changes(drafts);
+        }
+    }
+
     /// The next step's batch; `None` if there is nothing to do.
     ///
     /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
@@ -177,11 +234,11 @@ impl Scheduler {
         batch.finish()
     }
 
-    /// One token of every sequence that generates, oldest first; a new page is taken from the youngest if
-    /// need be.
+    /// One token of every sequence that generates, oldest first, and its drafts; a new page is taken from the youngest if
+    /// need be, but for no draft.
     fn schedule_decodes(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
-        let mut index = 0;
-        while index < self.running.len() && batch.room() > 0 {
+        let (mut decoding, mut index) = (Vec::new(), 0);
+        while index < self.running.len() && decoding.len() < batch.room() {
             if !self.running[index].is_decoding() {
                 index += 1;
                 continue;
@@ -196,9 +253,19 @@ impl Scheduler {
                 }
             };
             if fits {
-                batch.push(&self.running[index], 1);
+                decoding.push(index);
             }
             index += 1;
+        }
+        let mut room = (batch.room() - decoding.len()).min(self.config.max_drafts);
+        for index in decoding {
+            let sequence = &mut self.running[index];
+            let mut drafts = sequence.drafts.len().min(sequence.most_drafts()).min(room);
+            if drafts > 0 && !sequence.reserve_drafts(drafts, &mut self.prefix, pages) {
+                drafts = 0;
+            }
+            room -= drafts;
+            batch.push(&self.running[index], 1, drafts);
         }
     }
 
@@ -226,7 +293,7 @@ impl Scheduler {
     fn push_chunk(&self, index: usize, batch: &mut BatchBuilder, pages: &PagePool) {
         let sequence = &self.running[index];
         let chunk = sequence.pending().min(batch.room());
-        batch.push(sequence, chunk);
+        batch.push(sequence, chunk, 0);
         if chunk == sequence.pending() {
             let most = self.config.max_running.min(pages.num_free() + pages.num_idle());
             let room = most.saturating_sub(self.running.len() + batch.num_forks());
@@ -308,55 +375,77 @@ impl Scheduler {
         }
     }
 
-    /// Takes over what a step computed: `sampled` has one outcome for each row of logits, in order.
+    /// Takes over what a step computed: there is one outcome for each row of logits, in order. `follow` is told of each
+    /// token and may say why its completion ends with it.
+    ///
+    /// A draft that was drawn is a token like any other, and so is the one drawn in place of the first that was not:
+    /// they are those that steps of one token would have drawn, with the same random numbers. What was computed after
+    /// that one is forgotten.
     pub fn commit(
         &mut self,
         batch: &BatchPlan,
-        sampled: &[Result<Sampled, NotFinite>],
+        outcomes: &[Outcome],
         pages: &mut PagePool,
+        follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
     ) -> Vec<Event> {
-        let mut events = Vec::new();
-        let mut sampled = sampled.iter();
-        for scheduled in &batch.sequences {
-            let outcome = if scheduled.sampling.is_some() { sampled.next() } else { None };
+        let (mut events, mut rest) = (Vec::new(), outcomes);
+        for (place, scheduled) in batch.sequences.iter().enumerate() {
+            let outcomes;
+            (outcomes, rest) = rest.split_at(scheduled.num_rows().min(rest.len()));
             let key = (scheduled.request, scheduled.index);
             let Some(index) = self.running.iter().position(|sequence| sequence.key() == key) else {
                 continue;
             };
-            self.running[index].advance(scheduled.num_tokens, pages);
-            if self.config.prefix_cache && !matches!(outcome, Some(Err(_))) {
+            self.running[index].advance(scheduled.num_tokens - scheduled.num_drafts, pages);
+            let publishes = self.config.prefix_cache && !matches!(outcomes, [Err(_), ..]);
+            if publishes {
                 self.running[index].publish(&mut self.prefix, pages);
             }
-            if outcome.is_some() {
+            if !outcomes.is_empty() {
                 self.part(index, batch, pages);
             }
-            let finished = match outcome {
-                None => None,
-                Some(Err(why)) => Some(FinishReason::Failed(why.to_string())),
-                Some(Ok(Sampled { id, logprob })) => {
-                    events.push(Event::Token {
-                        request: scheduled.request,
-                        index: scheduled.index,
-                        id: *id,
-                        logprob: *logprob,
-                        top_logprobs: Vec::new(),
-                    });
-                    self.running[index].push(*id)
-                }
-            };
+            let finished = self.verify(index, batch.drafts(place), outcomes, follow, &mut events);
+            if publishes && scheduled.num_drafts > 0 {
+                self.running[index].publish(&mut self.prefix, pages);
+            }
             if let Some(reason) = finished {
-                let sequence = self.running.remove(index);
-                let cached_tokens = sequence.cached_tokens.unwrap_or(0);
-                sequence.release(pages);
-                events.push(Event::Finished {
-                    request: scheduled.request,
-                    index: scheduled.index,
-                    reason,
-                    cached_tokens,
-                });
+                events.extend(self.finish(key, reason, pages));
+            } else if scheduled.sampling.is_some() {
+                self.running[index].truncate(self.config.page_size, pages);
             }
         }
         events
+    }
+
+    /// Appends what a sequence drew, as long as its drafts were right; says why it ends, if it does.
+    fn verify(
+        &mut self,
+        index: usize,
+        drafts: &[u32],
+        outcomes: &[Outcome],
+        follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
+        let sequence = &mut self.running[index];
+        for (row, outcome) in outcomes.iter().enumerate() {
+            let &Sampled { id, logprob } = match outcome {
+                Ok(sampled) => sampled,
+                // The next step draws this row without drafts before it, and tells.
+                Err(_) if row > 0 => return None,
+                Err(why) => return Some(why.clone()),
+            };
+            let (request, index) = sequence.key();
+            events.push(Event::Token { request, index, id, logprob, top_logprobs: Vec::new() });
+            let followed = follow((request, index), id);
+            if let Some(reason) = sequence.push(id).or(followed) {
+                return Some(reason);
+            }
+            if drafts.get(row) != Some(&id) {
+                return None;
+            }
+            sequence.computed += 1;
+        }
+        None
     }
 }
 

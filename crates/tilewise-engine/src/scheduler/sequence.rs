@@ -1,5 +1,7 @@
 //! One completion's tokens and pages.
 
+use tilewise::LogitChange;
+
 use crate::cache::{PageId, PagePool, PrefixTree};
 use crate::sampler::{History, completion_seed};
 use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
@@ -19,8 +21,10 @@ pub(super) struct Sequence {
     /// What the page that its next token goes to is a copy of, once that step is done. Held until then, so that a step
     /// that failed can be repeated.
     pub(super) copy_of: Option<PageId>,
+    /// The tokens that its next steps are thought to draw, to be verified in one.
+    pub(super) drafts: Vec<u32>,
     pub(super) sampling: SamplingParams,
-    pub(super) history: History,
+    history: History,
     /// Who may share its pages.
     pub(super) salt: Option<String>,
     /// Tokens of the prompt that were found in the cache; `None` before its first admission.
@@ -47,6 +51,7 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             copy_of: None,
+            drafts: Vec::new(),
             sampling: request.sampling,
             salt: request.cache_salt,
             cached_tokens: None,
@@ -103,6 +108,16 @@ impl Sequence {
         self.pending() == 1 && self.tokens.len() > self.prompt_len
     }
 
+    /// The drafts that could be of use: the token after the last one is not the one at which the sequence ends.
+    pub(super) fn most_drafts(&self) -> usize {
+        if self.is_decoding() { self.max_tokens - self.tokens.len() - 1 } else { 0 }
+    }
+
+    /// What penalties and bias change of the logits after its tokens, row 0, and after each of `drafts`.
+    pub(super) fn changes(&self, drafts: &[u32]) -> Vec<LogitChange> {
+        self.history.changes(&self.sampling, drafts)
+    }
+
     /// The page that its next token goes to, if other tokens are in it already.
     pub(super) fn partial_page(&self, page_size: usize) -> Option<PageId> {
         let is_partial = !self.computed.is_multiple_of(page_size);
@@ -123,6 +138,25 @@ impl Sequence {
             self.copy_of = Some(std::mem::replace(&mut self.pages[partial], own));
         }
         true
+    }
+
+    /// Takes pages for drafts too, if there are; true if it has them.
+    pub(super) fn reserve_drafts(
+        &mut self,
+        count: usize,
+        prefix: &mut PrefixTree,
+        pages: &mut PagePool,
+    ) -> bool {
+        let needed = (self.tokens.len() + count).div_ceil(prefix.page_size());
+        let lacking = needed.saturating_sub(self.pages.len());
+        prefix.make_room(lacking, pages, |_| ()) && pages.allocate(lacking, &mut self.pages)
+    }
+
+    /// Gives up the pages that only drafts needed, and the drafts.
+    pub(super) fn truncate(&mut self, page_size: usize, pages: &mut PagePool) {
+        self.drafts.clear();
+        let needed = self.tokens.len().div_ceil(page_size);
+        pages.release(self.pages.drain(needed.min(self.pages.len())..));
     }
 
     /// Starts with the pages that the tree has of its tokens, but always computes the last token, whose logits are
@@ -157,6 +191,7 @@ impl Sequence {
     pub(super) fn preempt(&mut self, pages: &mut PagePool) {
         pages.release(self.copy_of.take());
         pages.release(self.pages.drain(..));
+        self.drafts.clear();
         self.computed = 0;
         self.published = 0;
     }
