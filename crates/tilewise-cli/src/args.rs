@@ -66,6 +66,21 @@ pub(crate) struct PolicyArgs {
     pub(crate) policy: Option<PathBuf>,
 }
 
+/// Several tokens of a sequence in one step. The text is the same.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SpeculationArgs {
+    /// Guess tokens and verify several in a step: by what followed before in the text (lookup), by the embedded model's
+    /// draft (embedded) or by a smaller model's folder
+    #[arg(long, default_value = "off", value_name = "off|lookup|embedded|DIR")]
+    pub(crate) speculate: PathBuf,
+    /// Tokens of a sequence that are guessed at most
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub(crate) max_drafts: usize,
+    /// Always guess as many, in place of as many as pay
+    #[arg(long)]
+    pub(crate) fixed_drafts: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -86,6 +101,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
+    #[command(flatten)]
+    pub(crate) speculation: SpeculationArgs,
     /// Element type of the weights in memory; auto is the file's
     #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
     pub(crate) dtype: WeightDType,
@@ -375,6 +392,8 @@ pub(crate) struct BenchServingOfflineArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
+    #[command(flatten)]
+    pub(crate) speculation: SpeculationArgs,
     /// Element type of the weights in memory; auto is the file's
     #[arg(long, default_value = "auto", value_parser = weight_dtype, value_name = "auto|f32|f16|bf16")]
     pub(crate) dtype: WeightDType,

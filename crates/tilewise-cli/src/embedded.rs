@@ -9,11 +9,20 @@ macro_rules! demo {
 }
 
 /// A small Qwen3 model that knows Python.
-pub(crate) static DEMO: EmbeddedModel = EmbeddedModel {
+pub(crate) const DEMO: EmbeddedModel = EmbeddedModel {
     name: "the embedded model",
     config: demo!(include_str, "config.json"),
     generation_config: demo!(include_str, "generation_config.json"),
     weights: demo!(include_bytes, "model.safetensors"),
     tokenizer: demo!(include_bytes, "tokenizer.json"),
     tokenizer_config: demo!(include_str, "tokenizer_config.json"),
+};
+
+/// A smaller one that guesses what it says.
+pub(crate) const DRAFT: EmbeddedModel = EmbeddedModel {
+    name: "the embedded draft model",
+    config: demo!(include_str, "draft/config.json"),
+    generation_config: demo!(include_str, "draft/generation_config.json"),
+    weights: demo!(include_bytes, "draft/model.safetensors"),
+    ..DEMO
 };

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tilewise::Device;
 use tilewise_engine::model::ModelSource;
-use tilewise_engine::{Engine, EngineConfig};
+use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, Speculation};
 
-use crate::args::{DeviceArgs, LoadFormat};
-use crate::embedded::DEMO;
+use crate::args::{DeviceArgs, LoadFormat, SpeculationArgs};
+use crate::embedded::{DEMO, DRAFT};
 use crate::error::CliError;
 use crate::progress::LoadingBar;
 
@@ -37,6 +37,18 @@ pub(crate) fn source_of(format: LoadFormat, folder: Option<&Path>) -> Result<Mod
             "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
         )),
     }
+}
+
+/// What the command line says of speculative decoding.
+pub(crate) fn speculation(args: &SpeculationArgs) -> Option<Speculation> {
+    let drafter = match args.speculate.to_str() {
+        Some("off") => return None,
+        Some("lookup") => Drafter::PromptLookup,
+        Some("embedded") => Drafter::Model(ModelSource::Embedded(DRAFT)),
+        _ => Drafter::Model(ModelSource::Folder(args.speculate.clone())),
+    };
+    let length = if args.fixed_drafts { DraftLength::Fixed } else { DraftLength::Adaptive };
+    Some(Speculation { drafter, max_drafts: args.max_drafts, length })
 }
 
 /// Loads a model with a progress bar.

@@ -52,3 +52,19 @@ fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
     refused(&["bench-serving-offline", "--trace", "/no/such/file"], 1, &["/no/such/file"]);
     refused(&["bench-serving-offline", "--input-len", "9,3"], 2, &["--input-len"]);
 }
+
+#[test]
+fn drafts_are_reported_and_change_no_token_count() {
+    let trace = ["bench-serving-offline", "--num-requests", "3", "--prefix-len", "0", "--input-len", "20"];
+    let sizes = ["--output-len", "30", "--threads", "1", "--fixed-drafts", "--max-drafts", "3"];
+    for speculate in ["lookup", "embedded"] {
+        let args = [&trace[..], &sizes, &["--speculate", speculate]].concat();
+        let report = run_json(&[&args[..], &["--format", "json"]].concat()).remove(0);
+        let (drafted, accepted) = (report["drafted"].as_u64().unwrap(), report["accepted"].as_u64().unwrap());
+        assert!(drafted > 0 && accepted <= drafted, "{report}");
+        assert_eq!(report["output_tokens"], json!(90));
+        assert!(run(&args).contains("Drafts. "));
+    }
+    refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 1, &["max_drafts"]);
+    refused(&["bench-serving-offline", "--speculate", "/no/such/folder"], 1, &["/no/such/folder"]);
+}

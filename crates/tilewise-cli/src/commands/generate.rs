@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
-use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams};
+use tilewise_engine::{
+    Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams, SpeculationStats,
+};
 
 use crate::args::{Format, GenerateArgs};
 use crate::error::CliError;
@@ -29,6 +31,9 @@ struct Generated {
     prefill_s: f64,
     /// `None` where nothing was decoded after the prefill.
     decode_median_s: Option<f64>,
+    /// Tokens that were guessed, and those that were right.
+    drafted: u64,
+    accepted: u64,
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
@@ -59,7 +64,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let reader = Reader { tokenizer: tokenizer.as_ref(), text: TextStream::new(args.stop.clone()) };
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
-    let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, ..EngineConfig::default() };
+    let speculation = model::speculation(&args.speculation);
+    let config =
+        EngineConfig { dtype: args.dtype.0, kv, max_running: 1, speculation, ..EngineConfig::default() };
     let mut engine = model::load(&device, &source, &config)?;
     let mut stdout = std::io::stdout().lock();
     match args.format {
@@ -128,10 +135,11 @@ fn generate(
     let mut clock = Clock::start();
     let name = engine.submit(request)?;
     while engine.has_work() {
-        for event in engine.step()? {
+        let events = engine.step()?;
+        clock.tokens(events.iter().filter(|event| matches!(event, Event::Token { .. })).count());
+        for event in events {
             match event {
                 Event::Token { id, logprob, .. } => {
-                    clock.token();
                     generated.output_ids.push(id);
                     generated.logprobs.extend(logprob);
                     if let Some(tokenizer) = tokenizer {
@@ -165,6 +173,8 @@ fn generate(
         generated.text = Some(text);
     }
     (generated.prefill_s, generated.decode_median_s) = clock.finish();
+    let SpeculationStats { drafted, accepted, .. } = engine.stats().speculation;
+    (generated.drafted, generated.accepted) = (drafted, accepted);
     Ok(generated)
 }
 
@@ -179,10 +189,13 @@ impl Clock {
         Self { last: Instant::now(), tokens: Vec::new() }
     }
 
-    fn token(&mut self) {
-        let now = Instant::now();
-        self.tokens.push(now - self.last);
-        self.last = now;
+    /// Counts the tokens of a step, which took the same time each.
+    fn tokens(&mut self, count: usize) {
+        if count > 0 {
+            let now = Instant::now();
+            self.tokens.extend(std::iter::repeat_n((now - self.last) / count as u32, count));
+            self.last = now;
+        }
     }
 
     /// Seconds to the first token, and the median of the seconds to each later one.
@@ -197,6 +210,8 @@ fn summary(generated: &Generated) -> String {
     let (prompt, output) = (generated.prompt_ids.len(), generated.output_ids.len());
     let decode =
         generated.decode_median_s.map(|s| format!(", {:.2} ms per token", s * 1e3)).unwrap_or_default();
+    let Generated { drafted, accepted, .. } = generated;
+    let drafts = if *drafted > 0 { format!(", {accepted} of {drafted} drafts right") } else { String::new() };
     let (prefill, reason) = (generated.prefill_s * 1e3, generated.finish_reason);
-    format!("[{prompt} prompt tokens in {prefill:.1} ms, {output} new tokens{decode}, {reason}]")
+    format!("[{prompt} prompt tokens in {prefill:.1} ms, {output} new tokens{decode}{drafts}, {reason}]")
 }

@@ -35,6 +35,9 @@ struct Report {
     /// Of the prompts' tokens that were looked up, the share that the prefix cache had.
     cache_hit_rate: f64,
     preemptions: u64,
+    /// Tokens that were guessed, and those that were right.
+    drafted: u64,
+    accepted: u64,
     steps: usize,
 }
 
@@ -81,6 +84,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         max_running: args.max_running,
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
+        speculation: model::speculation(&args.speculation),
         ..EngineConfig::default()
     };
     let mut engine = model::load(&device, &source, &config)?;
@@ -174,6 +178,8 @@ fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError
         latency_s: Percentiles::of(whole),
         cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
         preemptions: stats.preemptions,
+        drafted: stats.speculation.drafted,
+        accepted: stats.speculation.accepted,
         steps,
     })
 }
@@ -202,6 +208,15 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
     }
     let (hits, preemptions) = (report.cache_hit_rate * 100.0, report.preemptions);
     writeln!(out, "Cache.       {hits:.1} % of prompt tokens found, {preemptions} preemptions")?;
+    if report.drafted > 0 {
+        let Report { drafted, accepted, .. } = report;
+        let share = *accepted as f64 / *drafted as f64 * 100.0;
+        let per_step = *output_tokens as f64 / (*output_tokens as u64 - accepted).max(1) as f64;
+        writeln!(
+            out,
+            "Drafts.      {accepted} of {drafted} right ({share:.1} %), {per_step:.2} tokens per draw"
+        )?;
+    }
     Ok(())
 }
 
