@@ -185,8 +185,9 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.fill(device, &self.scheduler, &mut batch)?;
         }
-        let logits =
-            self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        let mut events = score_prompts(device, &mut *self.model, &batch, self.limits.max_logits_rows)?;
+        let logits = self.model.logits(device, &batch.logits_rows)?;
         look(device, &batch, logits)?;
         // The device works on the logits meanwhile, where it has a queue.
         let (allowed, failed) = self.grammars.allowed(&batch, logits.row_len());
@@ -195,7 +196,7 @@ impl Engine {
         let mut outcomes: Vec<Outcome> =
             drawn.sampled.iter().map(|&outcome| outcome.map_err(failure)).collect();
         failed.into_iter().for_each(|(row, why)| outcomes[row] = Err(why));
-        let events = self.commit(&batch, drawn, &outcomes);
+        events.extend(self.commit(&batch, drawn, &outcomes));
         if let Some(speculator) = &mut self.speculator {
             speculator.learn(&batch, &events);
         }
@@ -223,6 +224,7 @@ impl Engine {
                     }
                 }
                 Event::Finished { request, index, .. } => grammars.remove((*request, *index)),
+                Event::PromptLogprobs { .. } => {}
             }
         }
         events
@@ -273,6 +275,27 @@ impl Engine {
             |params| self.device.plan_attention(params, &batch.layout, self.attention_kernel.as_deref());
         Ok(self.attention.iter().map(plan).collect::<tilewise::Result<_>>()?)
     }
+}
+
+/// The logprobs of prompts that a batch is asked for, of as many rows at once as there is memory for.
+fn score_prompts(
+    device: &dyn Device,
+    model: &mut dyn Model,
+    batch: &BatchPlan,
+    max_logits_rows: usize,
+) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    for (place, sequence) in batch.sequences.iter().enumerate() {
+        let Some(scores) = &sequence.scores else { continue };
+        let first = batch.layout.qo_indptr()[place] as usize + scores.first;
+        let rows: Vec<u32> = (first as u32..).take(scores.asked.len()).collect();
+        let mut logprobs = Vec::with_capacity(rows.len());
+        for (rows, asked) in rows.chunks(max_logits_rows).zip(scores.asked.chunks(max_logits_rows)) {
+            logprobs.extend(device.logprobs(model.logits(device, rows)?, asked)?);
+        }
+        events.push(Event::PromptLogprobs { request: sequence.request, position: scores.position, logprobs });
+    }
+    Ok(events)
 }
 
 fn load(

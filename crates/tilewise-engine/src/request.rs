@@ -1,6 +1,6 @@
 //! What is asked of the engine and what it answers.
 
-use tilewise::LogprobsOf;
+use tilewise::{Logprobs, LogprobsOf, NotFinite};
 
 use crate::{Error, Grammar, Result};
 
@@ -137,6 +137,9 @@ pub struct GenerateRequest {
     /// What the text has to obey. It ends where the grammar does: by an end-of-text token where more could come, or with
     /// [`FinishReason::Grammar`] where nothing can.
     pub grammar: Option<Grammar>,
+    /// Whether the logprob of each token of the prompt but the first is told, beside those of this many most probable
+    /// tokens in its place; at most 20. The whole prompt is computed then, cached or not.
+    pub prompt_logprobs: Option<usize>,
     /// Whose cached prefixes it may share: those of requests with the same salt, and no others.
     pub cache_salt: Option<String>,
 }
@@ -152,6 +155,7 @@ impl GenerateRequest {
             stop_ids: Vec::new(),
             ignore_eos: false,
             grammar: None,
+            prompt_logprobs: None,
             cache_salt: None,
         }
     }
@@ -170,6 +174,9 @@ impl GenerateRequest {
         }
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(Error::value("n", format!("from 1 to {MAX_COMPLETIONS}"), self.n));
+        }
+        if let Some(top) = self.prompt_logprobs.filter(|&top| top > LogprobsOf::MOST as usize) {
+            return Err(Error::value("prompt_logprobs", "at most 20", top));
         }
         let biased = self.sampling.logit_bias.iter().map(|(token, _)| token);
         match self.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab_size) {
@@ -208,6 +215,15 @@ impl FinishReason {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
+    /// Logprobs of a part of the prompt, which come in order and before the first token.
+    PromptLogprobs {
+        /// The request.
+        request: RequestId,
+        /// The place in the prompt of the first token that they are of, from 1.
+        position: usize,
+        /// Of each token, at temperature 1, whatever the sampling parameters are.
+        logprobs: Vec<Result<Logprobs, NotFinite>>,
+    },
     /// A token was generated.
     Token {
         /// The request.

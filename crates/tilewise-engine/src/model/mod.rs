@@ -36,9 +36,16 @@ pub trait Model: Send {
     /// The arithmetic of each distinct kind of attention layer.
     fn attention(&self, kv_dtype: DType) -> Vec<AttentionParams>;
 
-    /// The logits of the batch's `logits_rows`, `[rows, vocab_size]`, which the caller may change.
+    /// Runs a batch through all layers: its keys and values are in the cache then.
     ///
     /// # Errors
     /// What the device's operations return.
-    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&mut Tensor>;
+    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<()>;
+
+    /// The logits after some tokens of the batch that ran last, `[rows.len(), vocab_size]`, which the caller may change:
+    /// at most as many as the model was made for.
+    ///
+    /// # Errors
+    /// What the device's operations return.
+    fn logits(&mut self, device: &dyn Device, rows: &[u32]) -> Result<&mut Tensor>;
 }

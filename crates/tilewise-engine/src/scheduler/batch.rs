@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tilewise::{BatchLayout, LogitChange, PageTable};
+use tilewise::{BatchLayout, LogitChange, LogprobsOf, PageTable};
 
 use super::sequence::Sequence;
 use crate::cache::PageId;
@@ -25,8 +25,21 @@ pub struct ScheduledSequence {
     pub sampling: Option<SamplingParams>,
     /// What penalties and bias change of its rows of logits, ascending; the first of them is row 0.
     pub changes: Vec<LogitChange>,
+    /// What is asked of its prompt's logprobs.
+    pub scores: Option<PromptScores>,
     /// The position of the first token to draw, which selects the place in the random stream.
     pub next_position: u64,
+}
+
+/// Logprobs of a prompt that a step tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptScores {
+    /// The first of the sequence's tokens in the batch whose row of logits is asked, with those after it.
+    pub first: usize,
+    /// The place in the prompt of the token after that one.
+    pub position: usize,
+    /// The tokens that follow, and how many others.
+    pub asked: Vec<LogprobsOf>,
 }
 
 impl ScheduledSequence {
@@ -138,6 +151,7 @@ impl BatchBuilder {
             num_drafts,
             sampling: samples.then(|| sequence.sampling.clone()),
             changes: if samples { sequence.changes(drafts) } else { Vec::new() },
+            scores: sequence.scores(num_tokens),
             next_position: known as u64,
         });
         self.qo_indptr.push(tokens);
@@ -162,6 +176,7 @@ impl BatchBuilder {
             num_drafts: 0,
             sampling: Some(first.sampling_of(index)),
             changes: first.changes(&[]),
+            scores: None,
             next_position: first.tokens.len() as u64,
         });
         self.qo_indptr.push(self.token_ids.len() as u32);

@@ -18,7 +18,7 @@ mod sequence;
 use std::collections::VecDeque;
 
 use batch::BatchBuilder;
-pub use batch::{BatchPlan, ScheduledSequence};
+pub use batch::{BatchPlan, PromptScores, ScheduledSequence};
 use sequence::Sequence;
 use tilewise::Sampled;
 

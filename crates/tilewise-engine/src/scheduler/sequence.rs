@@ -1,7 +1,8 @@
 //! One completion's tokens and pages.
 
-use tilewise::LogitChange;
+use tilewise::{LogitChange, LogprobsOf};
 
+use super::batch::PromptScores;
 use crate::cache::{PageId, PagePool, PrefixTree};
 use crate::sampler::{History, completion_seed};
 use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
@@ -25,6 +26,10 @@ pub(super) struct Sequence {
     pub(super) drafts: Vec<u32>,
     pub(super) sampling: SamplingParams,
     history: History,
+    /// How many of the most probable tokens are told of with each of the prompt's, if they are.
+    prompt_logprobs: Option<usize>,
+    /// Tokens after which that was told already.
+    scored: usize,
     /// Who may share its pages.
     pub(super) salt: Option<String>,
     /// Tokens of the prompt that were found in the cache; `None` before its first admission.
@@ -52,6 +57,8 @@ impl Sequence {
             pages: Vec::new(),
             copy_of: None,
             drafts: Vec::new(),
+            prompt_logprobs: request.prompt_logprobs,
+            scored: 0,
             sampling: request.sampling,
             salt: request.cache_salt,
             cached_tokens: None,
@@ -75,6 +82,7 @@ impl Sequence {
         Self {
             index,
             siblings: 0,
+            prompt_logprobs: None,
             sampling: self.sampling_of(index),
             computed: 0,
             pages: Vec::new(),
@@ -159,11 +167,29 @@ impl Sequence {
         pages.release(self.pages.drain(needed.min(self.pages.len())..));
     }
 
-    /// Starts with the pages that the tree has of its tokens, but always computes the last token, whose logits are
-    /// needed.
+    /// The tokens that need not be computed if they are cached: all but the last, whose logits are needed, and none whose
+    /// logprobs are asked for.
+    fn usable(&self) -> &[u32] {
+        let asked = self.prompt_logprobs.is_some() && self.scored + 1 < self.prompt_len;
+        &self.tokens[..if asked { self.scored } else { self.tokens.len() - 1 }]
+    }
+
+    /// What is to be told of the prompt's logprobs after the next `num_tokens` tokens.
+    pub(super) fn scores(&self, num_tokens: usize) -> Option<PromptScores> {
+        let top = self.prompt_logprobs? as u32;
+        let (start, end) = (self.computed.max(self.scored), self.computed + num_tokens);
+        let tokens = self.tokens.get(start + 1..self.prompt_len.min(end + 1)).unwrap_or_default();
+        let asked = tokens.iter().map(|&token| LogprobsOf { token, top }).collect();
+        (!tokens.is_empty()).then_some(PromptScores {
+            first: start - self.computed,
+            position: start + 1,
+            asked,
+        })
+    }
+
+    /// Starts with the pages that the tree has of its tokens.
     pub(super) fn adopt(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) {
-        let usable = self.tokens.len() - 1;
-        self.pages = prefix.lookup(self.salt.as_deref(), &self.tokens[..usable], pages);
+        self.pages = prefix.lookup(self.salt.as_deref(), self.usable(), pages);
         self.published = self.pages.len();
         self.computed = self.published * prefix.page_size();
     }
@@ -183,8 +209,7 @@ impl Sequence {
         if self.salt != other.salt {
             return 0;
         }
-        let usable = &self.tokens[..self.tokens.len() - 1];
-        usable.iter().zip(&other.tokens).take_while(|(a, b)| a == b).count() / page_size
+        self.usable().iter().zip(&other.tokens).take_while(|(a, b)| a == b).count() / page_size
     }
 
     /// Gives up all pages; the full ones stay in the tree until somebody needs their room.
@@ -204,6 +229,7 @@ impl Sequence {
     pub(super) fn advance(&mut self, num_tokens: usize, pages: &mut PagePool) {
         pages.release(self.copy_of.take());
         self.computed += num_tokens;
+        self.scored = self.scored.max(self.computed);
     }
 
     /// Appends a generated token and says whether it was the last.

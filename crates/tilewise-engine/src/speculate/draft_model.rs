@@ -178,10 +178,11 @@ impl DraftModel {
         let plan = |params| device.plan_attention(params, &batch.layout, None);
         let plans: Vec<_> = self.attention.iter().map(plan).collect::<tilewise::Result<_>>()?;
         let mut forward = Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv };
-        let logits = self.model.forward(&mut forward)?;
+        self.model.forward(&mut forward)?;
         if draws.is_empty() {
             return Ok(Vec::new());
         }
+        let logits = self.model.logits(device, &batch.logits_rows)?;
         // A draft that cannot be drawn is no error: any token will do, and the large model draws its own.
         let drawn = device.sample(logits, &draws)?.into_iter();
         Ok(drawn.map(|drawn| drawn.map_or(0, |sampled| sampled.id)).collect())

@@ -139,6 +139,7 @@ impl Speculator {
                 Event::Finished { request, index, .. } => {
                     self.texts.remove(&(*request, *index));
                 }
+                Event::PromptLogprobs { .. } => {}
             }
         }
         for sequence in batch.sequences.iter().filter(|sequence| sequence.num_drafts > 0) {

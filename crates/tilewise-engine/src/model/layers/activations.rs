@@ -88,8 +88,16 @@ impl Activations {
         ] {
             tensor.set_rows(tokens)?;
         }
+        Ok(())
+    }
+
+    /// Sets the rows of logits.
+    ///
+    /// # Errors
+    /// [`tilewise::Error::Shape`] for more than the limits allow.
+    pub fn begin_logits(&mut self, rows: usize) -> Result<()> {
         for tensor in [&mut self.last, &mut self.last_normed, &mut self.logits] {
-            tensor.set_rows(batch.logits_rows.len())?;
+            tensor.set_rows(rows)?;
         }
         Ok(())
     }

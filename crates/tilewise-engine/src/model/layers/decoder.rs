@@ -108,7 +108,7 @@ impl Model for Decoder {
         vec![params.dtypes(DType::F32, kv_dtype)]
     }
 
-    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<&mut Tensor> {
+    fn forward(&mut self, cx: &mut Forward<'_>) -> Result<()> {
         let (device, act) = (cx.device, &mut self.activations);
         let positions = cx.batch.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.rope.reserve(device, positions)?;
@@ -118,8 +118,14 @@ impl Model for Decoder {
             let (plan, rope) = (&cx.plans[0], self.rope.table());
             layer.forward(&mut LayerCx { device, plan, rope, kv, activations: &mut *act })?;
         }
-        if !cx.batch.logits_rows.is_empty() {
-            device.gather_rows(&act.hidden, &cx.batch.logits_rows, &mut act.last)?;
+        Ok(())
+    }
+
+    fn logits(&mut self, device: &dyn Device, rows: &[u32]) -> Result<&mut Tensor> {
+        let act = &mut self.activations;
+        act.begin_logits(rows.len())?;
+        if !rows.is_empty() {
+            device.gather_rows(&act.hidden, rows, &mut act.last)?;
             device.rms_norm(&act.last, &self.final_norm, self.config.rms_norm_eps, &mut act.last_normed)?;
             let head = self.head.as_ref().unwrap_or(&self.embedding);
             device.linear(head, &act.last_normed, &mut act.logits)?;
