@@ -316,6 +316,9 @@ pub(crate) struct BenchOneBatchArgs {
     /// Tokens of each prompt
     #[arg(long, default_value = "1024", num_args = 1.., value_name = "N")]
     pub(crate) input_len: Vec<usize>,
+    /// Tokens of the shortest prompt: those of a batch are spread evenly from it to --input-len
+    #[arg(long, value_name = "N")]
+    pub(crate) min_input_len: Option<usize>,
     /// Tokens to generate
     #[arg(long, default_value = "16", num_args = 1.., value_name = "N")]
     pub(crate) output_len: Vec<usize>,

@@ -331,6 +331,17 @@ fn bench_one_batch_prints_its_lines_and_appends_its_results() {
 
     run(&[&args[..], &["--input-len", "4", "--output-len", "2"], &file].concat());
     assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), 5, "results are appended");
+
+    // Prompts of 2, 6 and 10 tokens.
+    let ragged = ["--batch-size", "3", "--min-input-len", "2", "--input-len", "10", "--output-len", "4"];
+    run(&[&args[..], &ragged, &file].concat());
+    let written = std::fs::read_to_string(&results).unwrap();
+    let record: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
+    let number = |key: &str| record[key].as_f64().unwrap();
+    assert_eq!(record["min_input_len"], json!(2));
+    assert!((number("prefill_throughput") * number("prefill_latency") - 18.0).abs() < 1e-6);
+    assert!((number("overall_throughput") * number("total_latency") - 30.0).abs() < 1e-6);
+    refused(&[&args[..], &["--min-input-len", "5", "--input-len", "4"]].concat(), 2, &["--min-input-len"]);
 }
 
 #[test]

@@ -21,6 +21,9 @@ struct Record<'a> {
     run_name: &'a str,
     batch_size: usize,
     input_len: usize,
+    /// Of a batch with prompts of several lengths, the shortest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_input_len: Option<usize>,
     output_len: usize,
     prefill_latency: f64,
     prefill_throughput: f64,
@@ -39,8 +42,22 @@ struct Record<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Case {
     batch_size: usize,
+    /// Of the shortest prompt, and of the longest.
+    min_input_len: usize,
     input_len: usize,
     output_len: usize,
+}
+
+impl Case {
+    /// Tokens of a prompt of the batch; all of them spread evenly.
+    fn len_of(&self, sequence: usize) -> usize {
+        let more = (self.input_len - self.min_input_len) * sequence;
+        self.min_input_len + more / (self.batch_size - 1).max(1)
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        (0..self.batch_size).map(|sequence| self.len_of(sequence)).sum()
+    }
 }
 
 pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
@@ -83,7 +100,12 @@ fn check(args: &BenchOneBatchArgs) -> Result<(), CliError> {
             return Err(CliError::Usage(format!("{flag} must be at least 1")));
         }
     }
-    Ok(())
+    match args.min_input_len {
+        Some(least) if least == 0 || args.input_len.iter().any(|&most| most < least) => {
+            Err(CliError::Usage("--min-input-len must be from 1 to --input-len".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn cases(args: &BenchOneBatchArgs) -> Vec<Case> {
@@ -91,7 +113,8 @@ fn cases(args: &BenchOneBatchArgs) -> Vec<Case> {
     for &batch_size in &args.batch_size {
         for &input_len in &args.input_len {
             for &output_len in &args.output_len {
-                cases.push(Case { batch_size, input_len, output_len });
+                let min_input_len = args.min_input_len.unwrap_or(input_len);
+                cases.push(Case { batch_size, min_input_len, input_len, output_len });
             }
         }
     }
@@ -128,16 +151,17 @@ fn measure<'a>(
     args: &'a BenchOneBatchArgs,
     out: &mut impl Write,
 ) -> Result<Record<'a>, CliError> {
-    let Case { batch_size, input_len, output_len } = case;
+    let Case { batch_size, input_len, output_len, .. } = case;
     let vocab = engine.config().vocab_size.min(10_000) as u64;
-    for sequence in 0..batch_size as u64 {
-        let ids = (0..input_len as u64).map(|index| (super::scatter(sequence << 32 | index) % vocab) as u32);
+    for sequence in 0..batch_size {
+        let number = |index: u64| super::scatter((sequence as u64) << 32 | index) % vocab;
+        let ids = (0..case.len_of(sequence) as u64).map(|index| number(index) as u32);
         let mut request = GenerateRequest::new(ids.collect(), output_len);
         request.ignore_eos = true;
         engine.submit(request)?;
     }
     let prefill = timed_tokens(engine, device, batch_size)?;
-    let tokens = (batch_size * input_len) as f64;
+    let tokens = case.prompt_tokens() as f64;
     writeln!(out, "Prefill. latency: {prefill:6.5} s, throughput: {:9.2} token/s", tokens / prefill)?;
     let mut decodes = Vec::with_capacity(output_len - 1);
     let before = device.counts();
@@ -166,12 +190,13 @@ fn measure<'a>(
         )?;
     }
     let total = prefill + decodes.iter().sum::<f64>();
-    let overall = ((input_len + output_len) * batch_size) as f64 / total;
+    let overall = (case.prompt_tokens() + output_len * batch_size) as f64 / total;
     writeln!(out, "Total. latency: {total:6.3} s, throughput: {overall:9.2} token/s")?;
     Ok(Record {
         run_name: &args.run_name,
         batch_size,
         input_len,
+        min_input_len: args.min_input_len,
         output_len,
         prefill_latency: prefill,
         prefill_throughput: tokens / prefill,
