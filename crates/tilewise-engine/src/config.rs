@@ -73,6 +73,8 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Whether full pages are kept after their request and shared by prompts that begin alike.
     pub prefix_cache: bool,
+    /// Whether what enters and leaves the prefix cache is kept until [`crate::Engine::take_kv_events`] asks for it.
+    pub kv_events: bool,
     /// What a step serves first.
     pub priority: Priority,
     /// Whether several tokens of a sequence are guessed and verified in one step.
@@ -91,6 +93,7 @@ impl Default for EngineConfig {
             max_batch_tokens: 2048,
             max_running: 64,
             prefix_cache: true,
+            kv_events: false,
             priority: Priority::Decode,
             speculation: None,
             attention_kernel: None,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
 
 use crate::cache::PagePool;
+use crate::cache::events::KvEvent;
 use crate::cache::prefix::PrefixStats;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
@@ -94,19 +95,23 @@ impl Engine {
         let kv = caches.remove(0);
         let drafter = drafter.zip(caches.pop());
         let drafter = drafter.map(|((model, _), kv)| DraftModel::new(model, kv, config.max_batch_tokens));
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            max_batch_tokens: config.max_batch_tokens,
+            max_running,
+            page_size: config.page_size,
+            max_context: sizes.max_positions,
+            max_drafts,
+            priority: config.priority,
+            prefix_cache: config.prefix_cache,
+        });
+        if config.kv_events {
+            scheduler.tell_kv_events();
+        }
         Ok(Self {
             attention: model.attention(kv.config.dtype),
             attention_kernel: config.attention_kernel.clone(),
             pages: PagePool::new(kv.config.num_pages),
-            scheduler: Scheduler::new(SchedulerConfig {
-                max_batch_tokens: config.max_batch_tokens,
-                max_running,
-                page_size: config.page_size,
-                max_context: sizes.max_positions,
-                max_drafts,
-                priority: config.priority,
-                prefix_cache: config.prefix_cache,
-            }),
+            scheduler,
             sampler: Sampler::default(),
             grammars: Grammars::new(source.clone()),
             speculator: speculation.map(|speculation| Speculator::new(speculation.clone(), drafter)),
@@ -243,6 +248,11 @@ impl Engine {
     /// Forgets all cached prefixes that no sequence holds.
     pub fn clear_prefix_cache(&mut self) {
         self.scheduler.clear_prefix_cache(&mut self.pages);
+    }
+
+    /// What entered and left the prefix cache since this was last asked, if the engine was made to tell.
+    pub fn take_kv_events(&mut self) -> Vec<KvEvent> {
+        self.scheduler.take_kv_events()
     }
 
     /// The model's sizes.

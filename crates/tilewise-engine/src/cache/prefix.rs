@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::events::{KvEvent, KvEventLog, PageHash};
 use super::{PageId, PagePool};
 
 /// Of all lookups so far.
@@ -29,6 +30,8 @@ struct Node {
     /// `page_size` for each page.
     tokens: Vec<u32>,
     pages: Vec<PageId>,
+    /// Of each page, where events are told.
+    hashes: Vec<PageHash>,
     /// By the tokens of their first page.
     children: HashMap<Vec<u32>, NodeId>,
     last_use: u64,
@@ -48,6 +51,8 @@ pub struct PrefixTree {
     uses: u64,
     num_pages: usize,
     stats: PrefixStats,
+    /// `None` where nobody asks what happens.
+    events: Option<KvEventLog>,
 }
 
 /// A page that is about to leave the tree, and the prefix that it ends.
@@ -93,6 +98,25 @@ impl PrefixTree {
             uses: 0,
             num_pages: 0,
             stats: PrefixStats::default(),
+            events: None,
+        }
+    }
+
+    /// Tells from now on what enters and leaves the tree, which is empty. This costs a hash of each page.
+    pub fn tell_events(&mut self) {
+        self.events.get_or_insert_default();
+    }
+
+    /// What entered and left since this was last asked.
+    pub fn take_events(&mut self) -> Vec<KvEvent> {
+        self.events.as_mut().map(KvEventLog::take).unwrap_or_default()
+    }
+
+    /// Evicts all that nobody else holds.
+    pub fn clear(&mut self, pool: &mut PagePool) {
+        self.evict(usize::MAX, pool, |_| ());
+        if let Some(events) = self.events.as_mut().filter(|_| self.num_pages == 0) {
+            events.clear();
         }
     }
 
@@ -147,7 +171,7 @@ impl PrefixTree {
         let (mut rest, mut pages) = (tokens, pages);
         while !pages.is_empty() {
             let Some(child) = self.child(node, rest) else {
-                self.add_leaf(node, rest, pages, pool);
+                self.add_leaf(salt, node, rest, pages, pool);
                 return;
             };
             let same = self.same_pages(child, rest);
@@ -219,6 +243,9 @@ impl PrefixTree {
     fn pop_page(&mut self, leaf: NodeId, pool: &mut PagePool) {
         let node = &mut self.nodes[leaf];
         let Some(page) = node.pages.pop() else { return };
+        if let Some((events, hash)) = self.events.as_mut().zip(node.hashes.pop()) {
+            events.push(KvEvent::Removed { hashes: vec![hash] });
+        }
         node.tokens.truncate(node.pages.len().max(1) * self.page_size);
         self.num_pages -= 1;
         pool.uncache(page);
@@ -266,19 +293,54 @@ impl PrefixTree {
         }
     }
 
-    fn add_leaf(&mut self, parent: NodeId, tokens: &[u32], pages: &[PageId], pool: &mut PagePool) {
+    fn add_leaf(
+        &mut self,
+        salt: Option<&str>,
+        parent: NodeId,
+        tokens: &[u32],
+        pages: &[PageId],
+        pool: &mut PagePool,
+    ) {
         pages.iter().for_each(|&page| pool.cache(page));
         self.num_pages += pages.len();
+        let hashes = self.tell_stored(salt, parent, tokens, pages.len());
         let leaf = self.place(Node {
             parent: Some(parent),
             tokens: tokens[..pages.len() * self.page_size].to_vec(),
             pages: pages.to_vec(),
+            hashes,
             children: HashMap::new(),
             last_use: self.uses,
         });
         self.nodes[parent].children.insert(tokens[..self.page_size].to_vec(), leaf);
         self.leaves.remove(&(self.nodes[parent].last_use, parent));
         self.leaves.insert((self.uses, leaf));
+    }
+
+    /// The hashes of new pages after a node, which are told of; none where nobody asks.
+    fn tell_stored(
+        &mut self,
+        salt: Option<&str>,
+        parent: NodeId,
+        tokens: &[u32],
+        pages: usize,
+    ) -> Vec<PageHash> {
+        let Some(events) = &mut self.events else { return Vec::new() };
+        let parent = self.nodes[parent].hashes.last().copied();
+        let before = parent.unwrap_or_else(|| PageHash::root(salt));
+        let tokens = &tokens[..pages * self.page_size];
+        let next = |hash: &mut PageHash, page: &[u32]| {
+            *hash = hash.then(page);
+            Some(*hash)
+        };
+        let hashes: Vec<PageHash> = tokens.chunks_exact(self.page_size).scan(before, next).collect();
+        events.push(KvEvent::Stored {
+            hashes: hashes.clone(),
+            parent,
+            tokens: tokens.to_vec(),
+            page_size: self.page_size,
+        });
+        hashes
     }
 
     /// Moves all pages of a node but the first `kept` into a child of it.
@@ -288,6 +350,7 @@ impl PrefixTree {
             parent: Some(node),
             tokens: upper.tokens.split_off(kept * self.page_size),
             pages: upper.pages.split_off(kept),
+            hashes: upper.hashes.split_off(kept.min(upper.hashes.len())),
             children: std::mem::take(&mut upper.children),
             last_use: upper.last_use,
         };

@@ -22,6 +22,7 @@ pub use batch::{BatchPlan, PromptScores, ScheduledSequence};
 use sequence::Sequence;
 use tilewise::Sampled;
 
+use crate::cache::events::KvEvent;
 use crate::cache::prefix::PrefixStats;
 use crate::cache::{PagePool, PrefixTree};
 use crate::{Error, Event, FinishReason, GenerateRequest, RequestId, Result, SamplingParams};
@@ -171,7 +172,17 @@ impl Scheduler {
 
     /// Forgets all cached pages that no sequence holds.
     pub fn clear_prefix_cache(&mut self, pages: &mut PagePool) {
-        self.prefix.evict(usize::MAX, pages, |_| ());
+        self.prefix.clear(pages);
+    }
+
+    /// Tells from now on what enters and leaves the prefix cache.
+    pub fn tell_kv_events(&mut self) {
+        self.prefix.tell_events();
+    }
+
+    /// What entered and left since this was last asked.
+    pub fn take_kv_events(&mut self) -> Vec<KvEvent> {
+        self.prefix.take_events()
     }
 
     /// The sequences that generate, with the most drafts that are of use to each.
