@@ -12,10 +12,10 @@ use tilewise::{Counts, Device};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{Engine, GenerateRequest};
 
-/// Per layer: two norms, four products, the heads' norms, rotation and storing, attention with its merge, and the
-/// activation; then embedding, the rows that are sampled, the last norm, the logits and the sampling.
-const PER_LAYER: u64 = 10;
-const PER_STEP: u64 = 5;
+/// Per layer: four products, which norm few rows themselves, the heads' norms, rotation and storing, attention with its
+/// merge, and the activation; then embedding, the logits and the sampling.
+const PER_LAYER: u64 = 8;
+const PER_STEP: u64 = 3;
 
 fn difference(after: Counts, before: Counts) -> Counts {
     Counts {

@@ -1,6 +1,6 @@
 //! What every backend checks before it runs an operation.
 
-use crate::device::{HeadSpan, RotaryHeads};
+use crate::device::{HeadSpan, NormedRows, RotaryHeads};
 use crate::{
     AttentionPlan, DType, Draw, Error, HostTensor, Kv, KvCache, KvLayer, Linear, LogitChange, LogprobsOf,
     Result, Tensor, TokenView,
@@ -196,6 +196,17 @@ pub(crate) fn linear(weight: &Linear, x: &Tensor, out: &Tensor) -> Result<()> {
         return Err(Error::shape("linear", format!("{weight:?} of {x:?} into {out:?}")));
     }
     Ok(())
+}
+
+/// Checks the shapes of a product of normed rows.
+pub(crate) fn norm_linear(
+    rows: &NormedRows<'_>,
+    normed: &Tensor,
+    weight: &Linear,
+    out: &Tensor,
+) -> Result<()> {
+    rms_norm(rows.x, rows.weight, normed)?;
+    linear(weight, normed, out)
 }
 
 /// Checks the parts of a matrix and its bias; returns `(outputs, inputs)`.

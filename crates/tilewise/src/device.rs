@@ -107,6 +107,17 @@ pub struct RotaryHeads<'a> {
     pub positions: &'a Tensor,
 }
 
+/// Rows that a product takes normed.
+#[derive(Debug, Clone, Copy)]
+pub struct NormedRows<'a> {
+    /// The rows.
+    pub x: &'a Tensor,
+    /// Of the norm.
+    pub weight: &'a Tensor,
+    /// Of the norm.
+    pub eps: f32,
+}
+
 /// How much has been asked of a device that works behind a queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -323,6 +334,41 @@ pub trait Device: Send + Sync {
         checks::silu_mul(gate_up, out)?;
         self.linear(weight, x, gate_up)?;
         self.silu_mul(gate_up, out)
+    }
+
+    /// `out = norm(x) W^T + bias`: [`Device::rms_norm`] into `normed` and [`Device::linear`], with their bits. `normed`
+    /// has room for the norms; what it holds afterwards is undefined.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    fn norm_linear(
+        &self,
+        rows: &NormedRows<'_>,
+        normed: &mut Tensor,
+        weight: &Linear,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::norm_linear(rows, normed, weight, out)?;
+        self.rms_norm(rows.x, rows.weight, rows.eps, normed)?;
+        self.linear(weight, normed, out)
+    }
+
+    /// The same for [`Device::linear_silu_mul`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    fn norm_linear_silu_mul(
+        &self,
+        rows: &NormedRows<'_>,
+        normed: &mut Tensor,
+        weight: &Linear,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::norm_linear(rows, normed, weight, gate_up)?;
+        checks::silu_mul(gate_up, out)?;
+        self.rms_norm(rows.x, rows.weight, rows.eps, normed)?;
+        self.linear_silu_mul(weight, normed, gate_up, out)
     }
 
     /// `out[i] = x[rows[i]]`.

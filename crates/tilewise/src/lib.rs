@@ -42,7 +42,7 @@ use std::sync::Arc;
 
 pub use attention::{AttentionParams, Mask};
 pub use backend::DeviceSummary;
-pub use device::{Ceilings, Counts, Device, DeviceCaps, HeadSpan, Kv, Linear, RotaryHeads};
+pub use device::{Ceilings, Counts, Device, DeviceCaps, HeadSpan, Kv, Linear, NormedRows, RotaryHeads};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use file::MappedFile;

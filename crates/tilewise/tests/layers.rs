@@ -11,7 +11,7 @@ use testkit::oracle;
 use testkit::random::Random;
 use testkit::tolerance::{self, Precision};
 use tilewise::backend::cpu::CpuDevice;
-use tilewise::{DType, Device, HeadSpan, HostTensor, Linear, Tensor, reference};
+use tilewise::{DType, Device, HeadSpan, HostTensor, Linear, NormedRows, Tensor, reference};
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
@@ -380,6 +380,84 @@ fn a_gated_product_is_its_product_and_activation_with_the_same_bits_in_any_numbe
             }
         }
     });
+}
+
+/// Rows with an outlier each, of magnitudes far apart.
+fn rows_with_outliers(random: &mut Random, rows: usize, len: usize) -> Vec<f32> {
+    let mut x = random.normals(rows * len);
+    for (row, x) in x.chunks_mut(len).enumerate() {
+        x[row * 7 % len] *= 1000.0;
+        x.iter_mut().for_each(|x| *x *= 10.0f32.powi(row as i32 % 5 * 3 - 6));
+    }
+    x
+}
+
+/// A product of the norms of rows, and the same with the activation of its halves: each as one operation, or after a
+/// norm.
+fn products_of_norms(
+    device: &dyn Device,
+    weight: &Linear,
+    x: &[f32],
+    norm: &Tensor,
+    one: bool,
+) -> [Vec<f32>; 2] {
+    let (inputs, outputs) = (weight.in_features, weight.out_features);
+    let rows = x.len() / inputs;
+    let input = device.linear_input(weight.dtype, inputs);
+    let x = f32s(device, &[rows, inputs], x);
+    let mut normed = device.alloc(&[rows, inputs], input).unwrap();
+    let mut out = f32s(device, &[rows, outputs], &vec![f32::NAN; rows * outputs]);
+    let mut room = device.alloc(&[rows, outputs], DType::F32).unwrap();
+    let mut gated = device.alloc(&[rows, outputs / 2], input).unwrap();
+    if one {
+        let normed_rows = NormedRows { x: &x, weight: norm, eps: 1e-6 };
+        device.norm_linear(&normed_rows, &mut normed, weight, &mut out).unwrap();
+        device.norm_linear_silu_mul(&normed_rows, &mut normed, weight, &mut room, &mut gated).unwrap();
+    } else {
+        device.rms_norm(&x, norm, 1e-6, &mut normed).unwrap();
+        device.linear(weight, &normed, &mut out).unwrap();
+        device.linear_silu_mul(weight, &normed, &mut room, &mut gated).unwrap();
+    }
+    [out, gated].map(|tensor| device.download(&tensor).unwrap())
+}
+
+#[test]
+fn a_product_of_norms_has_the_bits_of_the_norm_and_the_product() {
+    each_device(|tested| {
+        // A processor that plays matrix units takes seconds for each kernel: there the products that keep to few of them.
+        let slow = tested.software && tested.matrices;
+        let (shapes, most) = if slow { (&NORMED_SHAPES[..4], 9) } else { (&NORMED_SHAPES[..], 17) };
+        println!("{}: {} of {} shapes, {most} rows", tested.name, shapes.len(), NORMED_SHAPES.len());
+        for shape in shapes {
+            for precision in Precision::ALL {
+                norms_and_products_agree(tested, *shape, precision, most);
+            }
+        }
+    });
+}
+
+/// `[in, out]`, beside the 256 chains of a norm's sum, and multiples of 32, which matrix units take, or none.
+const NORMED_SHAPES: [(usize, usize); 7] =
+    [(120, 70), (256, 34), (1056, 40), (2080, 20), (1, 6), (1000, 40), (1024, 96)];
+
+fn norms_and_products_agree(tested: &Tested, shape: (usize, usize), precision: Precision, most: usize) {
+    let (inputs, outputs) = shape;
+    let (Tested { name, .. }, device) = (tested, &*tested.device);
+    let mut random = Random::new(inputs as u64);
+    let matrix = random.normals(outputs * inputs);
+    let bias = (precision == Precision::F16).then(|| random.normals(outputs));
+    let weight = pack(device, &[outputs, inputs], &matrix, bias.as_deref(), common::dtype(precision));
+    let norm = f32s(device, &[inputs], &random.normals(inputs));
+    let x = rows_with_outliers(&mut random, most, inputs);
+    let want = products_of_norms(device, &weight, &x, &norm, false);
+    for rows in 1..=most {
+        let what = format!("{name}: {rows} rows of {inputs} to {outputs} in {precision:?}");
+        let got = products_of_norms(device, &weight, &x[..rows * inputs], &norm, true);
+        for (got, want) in got.iter().zip(&want) {
+            assert!(got.iter().all(|x| x.is_finite()), "{what}");
+            assert!(bits(got) == bits(&want[..got.len()]), "{what}");
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use testkit::tolerance::Precision;
 use tilewise::backend::cpu::CpuDevice;
 use tilewise::{
     AttentionParams, BatchLayout, DType, Device, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig,
-    PageTable, Result, Tensor, TokenView,
+    NormedRows, PageTable, Result, Tensor, TokenView,
 };
 
 /// Runs a test on the processor and on every GPU.
@@ -213,6 +213,58 @@ fn linear_layers_refuse_other_widths_and_types_and_leave_the_output() {
             Err(Error::Unsupported { .. })
         ));
         assert!(is_shape(HostTensor::f32(&[3, 5], &[1.0; 12])));
+    });
+}
+
+#[test]
+fn products_of_norms_refuse_other_widths_and_types_and_leave_the_output() {
+    on_all(|device| {
+        let matrix = HostTensor::f32(&[6, 4], &[1.0; 24]).unwrap();
+        let weight = device.pack_linear(&[matrix], None, DType::F32).unwrap();
+        // Of x, the norm's weight, its room, the product and what becomes of its halves.
+        for [x, norm, normed, out, halves] in [
+            [[2, 5], [1, 4], [2, 4], [2, 6], [2, 3]],
+            [[2, 4], [1, 5], [2, 4], [2, 6], [2, 3]],
+            [[2, 4], [1, 4], [2, 5], [2, 6], [2, 3]],
+            [[2, 4], [1, 4], [3, 4], [2, 6], [2, 3]],
+            [[3, 4], [1, 4], [2, 4], [2, 6], [2, 3]],
+            [[2, 4], [1, 4], [2, 4], [2, 5], [2, 3]],
+            [[2, 4], [1, 4], [2, 4], [3, 6], [3, 3]],
+            [[2, 4], [1, 4], [2, 4], [2, 6], [2, 4]],
+            [[2, 4], [1, 4], [2, 4], [2, 6], [3, 3]],
+        ] {
+            let what = format!("{x:?} {norm:?} {normed:?} {out:?} {halves:?}");
+            let bad_halves = halves != [2, 3];
+            let [x, norm, mut normed, mut out, mut halves] =
+                [x, norm, normed, out, halves].map(|shape| ones(device, &shape));
+            let rows = NormedRows { x: &x, weight: &norm, eps: 1e-6 };
+            if !bad_halves {
+                assert!(is_shape(device.norm_linear(&rows, &mut normed, &weight, &mut out)), "{what}");
+            }
+            let refused = device.norm_linear_silu_mul(&rows, &mut normed, &weight, &mut out, &mut halves);
+            assert!(is_shape(refused), "{what}");
+            for tensor in [&normed, &out, &halves] {
+                assert!(device.download(tensor).unwrap().iter().all(|x| *x == 1.0), "{what}");
+            }
+        }
+        // A GPU takes f16 norms too, as its matrix units do; never rows or weights of a norm.
+        let bf16 = |shape: &[usize]| {
+            common::upload(device, shape, &vec![1.0; shape.iter().product()], Precision::Bf16)
+        };
+        for (x, norm, mut normed) in [
+            (bf16(&[2, 4]), ones(device, &[4]), ones(device, &[2, 4])),
+            (ones(device, &[2, 4]), bf16(&[4]), ones(device, &[2, 4])),
+            (ones(device, &[2, 4]), ones(device, &[4]), bf16(&[2, 4])),
+        ] {
+            let rows = NormedRows { x: &x, weight: &norm, eps: 1e-6 };
+            let mut out = ones(device, &[2, 6]);
+            let what = format!("{rows:?} into {normed:?}");
+            assert!(is_shape(device.norm_linear(&rows, &mut normed, &weight, &mut out)), "{what}");
+            let mut halves = ones(device, &[2, 3]);
+            let refused = device.norm_linear_silu_mul(&rows, &mut normed, &weight, &mut out, &mut halves);
+            assert!(is_shape(refused), "{what}");
+            assert!(device.download(&halves).unwrap().iter().all(|x| *x == 1.0), "{what}");
+        }
     });
 }
 

@@ -25,6 +25,8 @@ fn layout(page_size: usize) -> Arc<BatchLayout> {
 
 /// One combination of sizes and types.
 struct Case {
+    /// Elements of a row before the first head.
+    before: usize,
     dim: usize,
     value_dim: usize,
     rotary_dim: usize,
@@ -50,7 +52,7 @@ fn make(device: &dyn Device, case: &Case) -> Made {
         let values = random.normals(shape.iter().product());
         device.upload(HostTensor::f32(shape, &values).unwrap()).unwrap()
     };
-    let width = (Q_HEADS + KV_HEADS) * case.dim + KV_HEADS * case.value_dim;
+    let width = case.before + (Q_HEADS + KV_HEADS) * case.dim + KV_HEADS * case.value_dim;
     let (x, norms) = (upload(&[tokens, width]), [upload(&[case.dim]), upload(&[case.dim])]);
     let table = upload(&[2 * case.page_size, case.rotary_dim]);
     let positions: Vec<u32> = (0..2)
@@ -80,16 +82,23 @@ fn make(device: &dyn Device, case: &Case) -> Made {
 
 fn spans(case: &Case) -> [HeadSpan; 3] {
     let span = |offset, num_heads, head_dim| HeadSpan { offset, num_heads, head_dim };
-    let (q, k) = (Q_HEADS * case.dim, KV_HEADS * case.dim);
-    [span(0, Q_HEADS, case.dim), span(q, KV_HEADS, case.dim), span(q + k, KV_HEADS, case.value_dim)]
+    let keys = case.before + Q_HEADS * case.dim;
+    let values = keys + KV_HEADS * case.dim;
+    [
+        span(case.before, Q_HEADS, case.dim),
+        span(keys, KV_HEADS, case.dim),
+        span(values, KV_HEADS, case.value_dim),
+    ]
 }
 
 /// The query heads and the pages.
 fn bits(device: &dyn Device, case: &Case, made: &Made) -> [Vec<u32>; 3] {
     let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     let rows = device.download(&made.x).unwrap();
-    let queries: Vec<f32> =
-        rows.chunks(made.x.row_len()).flat_map(|row| row[..Q_HEADS * case.dim].to_vec()).collect();
+    let queries: Vec<f32> = rows
+        .chunks(made.x.row_len())
+        .flat_map(|row| row[case.before..][..Q_HEADS * case.dim].to_vec())
+        .collect();
     let pages = |tensor| bits(&device.download(tensor).unwrap());
     [bits(&queries), pages(&made.layer.keys), pages(&made.layer.values)]
 }
@@ -127,17 +136,27 @@ fn one_by_one(device: &dyn Device, case: &Case) -> [Vec<u32>; 3] {
 #[test]
 fn one_operation_has_the_bits_of_the_operations_that_it_joins() {
     for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
-        for (index, (dim, value_dim, rotary_dim)) in
-            [(64, 64, 64), (128, 128, 128), (24, 40, 16), (512, 512, 512), (136, 8, 2)]
-                .into_iter()
-                .enumerate()
-        {
+        let cases = [
+            (0, 64, 64, 64),
+            (0, 128, 128, 128),
+            (0, 24, 40, 16),
+            (0, 512, 512, 512),
+            (0, 136, 8, 2),
+            (6, 256, 256, 256),
+            // Like the second, but for a row that begins at an odd place, half a rotation, and narrower values.
+            (1, 128, 128, 128),
+            (0, 128, 128, 64),
+            (0, 128, 64, 128),
+        ];
+        for (index, (before, dim, value_dim, rotary_dim)) in cases.into_iter().enumerate() {
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 for normed in [false, true] {
                     let page_size = [16, 32][index % 2];
-                    let case = Case { dim, value_dim, rotary_dim, normed, dtype, page_size };
+                    let case = Case { before, dim, value_dim, rotary_dim, normed, dtype, page_size };
                     let (got, want) = (together(&**device, &case), one_by_one(&**device, &case));
-                    let what = format!("{name}: {dim}, {value_dim}, {rotary_dim}, {dtype}, normed {normed}");
+                    let what = format!(
+                        "{name}: {before}, {dim}, {value_dim}, {rotary_dim}, {dtype}, normed {normed}"
+                    );
                     assert!(got == want, "{what}");
                     assert!(got[1].iter().chain(&got[2]).any(|&bits| bits != 0), "{what}: nothing is stored");
                 }
@@ -149,8 +168,15 @@ fn one_operation_has_the_bits_of_the_operations_that_it_joins() {
 #[test]
 fn heads_that_do_not_fit_are_refused_and_no_page_is_written() {
     for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
-        let case =
-            Case { dim: 64, value_dim: 64, rotary_dim: 64, normed: false, dtype: DType::F32, page_size: 16 };
+        let case = Case {
+            before: 0,
+            dim: 64,
+            value_dim: 64,
+            rotary_dim: 64,
+            normed: false,
+            dtype: DType::F32,
+            page_size: 16,
+        };
         let Made { plan, mut x, norms, table, positions, mut layer } = make(&**device, &case);
         let [queries, keys, values] = spans(&case);
         let good = RotaryHeads {

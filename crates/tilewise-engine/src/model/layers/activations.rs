@@ -26,7 +26,7 @@ pub struct Activations {
     pub positions: Tensor,
     /// The residual stream.
     pub hidden: Tensor,
-    /// The residual stream after a norm.
+    /// Room for the residual stream after a norm.
     pub normed: Tensor,
     /// Queries, keys and values of all heads.
     pub qkv: Tensor,
@@ -36,9 +36,9 @@ pub struct Activations {
     pub gate_up: Tensor,
     /// The product of both.
     pub inner: Tensor,
-    /// Rows of the residual stream that logits are needed for.
+    /// Rows of the residual stream that logits are needed for, where others are between.
     pub last: Tensor,
-    /// Those rows after the final norm.
+    /// Room for those rows after the final norm.
     pub last_normed: Tensor,
     /// Logits.
     pub logits: Tensor,

@@ -2,7 +2,7 @@
 
 use tilewise::{HeadSpan, Kv, Linear, RotaryHeads, Tensor};
 
-use super::LayerCx;
+use super::{LayerCx, Norm};
 use crate::Result;
 use crate::model::{Loader, ModelConfig};
 
@@ -46,13 +46,13 @@ impl Attention {
         })
     }
 
-    /// Adds attention of the normed stream to the residual stream, and its keys and values to the cache.
+    /// Adds attention of the residual stream's norm to that stream, and its keys and values to the cache.
     ///
     /// # Errors
     /// What the device's operations return.
-    pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
+    pub fn forward(&self, cx: &mut LayerCx<'_>, norm: &Norm) -> Result<()> {
         let (device, act) = (cx.device, &mut *cx.activations);
-        device.linear(&self.qkv, &act.normed, &mut act.qkv)?;
+        device.norm_linear(&norm.of(&act.hidden), &mut act.normed, &self.qkv, &mut act.qkv)?;
         let heads = RotaryHeads {
             queries: self.queries,
             keys: self.keys,

@@ -2,17 +2,16 @@
 
 use tilewise::{AttentionParams, DType, Device, Linear, Tensor};
 
-use super::{Activations, Attention, FeedForward, LayerCx, Limits, RopeTable};
+use super::{Activations, Attention, FeedForward, LayerCx, Limits, Norm, RopeTable};
 use crate::Result;
 use crate::model::{Forward, Loader, Model, ModelConfig};
 
 /// Attention and feed-forward, each after a norm and each added to the residual stream.
 pub struct DecoderLayer {
-    attention_norm: Tensor,
+    attention_norm: Norm,
     attention: Attention,
-    feed_forward_norm: Tensor,
+    feed_forward_norm: Norm,
     feed_forward: FeedForward,
-    eps: f32,
 }
 
 impl DecoderLayer {
@@ -27,13 +26,12 @@ impl DecoderLayer {
         prefix: &str,
         head_norms: bool,
     ) -> Result<Self> {
-        let hidden = config.hidden_size;
+        let feed_forward_norm = format!("{prefix}.post_attention_layernorm");
         Ok(Self {
-            attention_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
+            attention_norm: Norm::load(loader, config, &format!("{prefix}.input_layernorm"))?,
             attention: Attention::load(loader, config, &format!("{prefix}.self_attn"), head_norms)?,
-            feed_forward_norm: loader.vector(&format!("{prefix}.post_attention_layernorm.weight"), hidden)?,
+            feed_forward_norm: Norm::load(loader, config, &feed_forward_norm)?,
             feed_forward: FeedForward::load(loader, config, &format!("{prefix}.mlp"))?,
-            eps: config.rms_norm_eps,
         })
     }
 
@@ -42,12 +40,8 @@ impl DecoderLayer {
     /// # Errors
     /// What the device's operations return.
     pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
-        let act = &mut *cx.activations;
-        cx.device.rms_norm(&act.hidden, &self.attention_norm, self.eps, &mut act.normed)?;
-        self.attention.forward(cx)?;
-        let act = &mut *cx.activations;
-        cx.device.rms_norm(&act.hidden, &self.feed_forward_norm, self.eps, &mut act.normed)?;
-        self.feed_forward.forward(cx)
+        self.attention.forward(cx, &self.attention_norm)?;
+        self.feed_forward.forward(cx, &self.feed_forward_norm)
     }
 }
 
@@ -58,7 +52,7 @@ pub struct Decoder {
     /// `None` where the embedding is the output matrix too.
     head: Option<Linear>,
     layers: Vec<DecoderLayer>,
-    final_norm: Tensor,
+    final_norm: Norm,
     rope: RopeTable,
     activations: Activations,
 }
@@ -89,7 +83,7 @@ impl Decoder {
             embedding,
             head,
             layers,
-            final_norm: loader.vector("model.norm.weight", hidden)?,
+            final_norm: Norm::load(loader, config, "model.norm")?,
             rope: RopeTable::new(device, config.rope_theta, config.head_dim, config.max_positions)?,
             activations,
             config: config.clone(),
@@ -125,10 +119,15 @@ impl Model for Decoder {
         let act = &mut self.activations;
         act.begin_logits(rows.len())?;
         if !rows.is_empty() {
-            device.gather_rows(&act.hidden, rows, &mut act.last)?;
-            device.rms_norm(&act.last, &self.final_norm, self.config.rms_norm_eps, &mut act.last_normed)?;
+            // In a decode step all rows are sampled, and stand in order already.
+            let last = if rows.iter().copied().eq(0..act.hidden.rows() as u32) {
+                &act.hidden
+            } else {
+                device.gather_rows(&act.hidden, rows, &mut act.last)?;
+                &act.last
+            };
             let head = self.head.as_ref().unwrap_or(&self.embedding);
-            device.linear(head, &act.last_normed, &mut act.logits)?;
+            device.norm_linear(&self.final_norm.of(last), &mut act.last_normed, head, &mut act.logits)?;
         }
         Ok(&mut act.logits)
     }

@@ -2,7 +2,7 @@
 
 use tilewise::Linear;
 
-use super::LayerCx;
+use super::{LayerCx, Norm};
 use crate::Result;
 use crate::model::{Loader, ModelConfig};
 
@@ -26,13 +26,15 @@ impl FeedForward {
         })
     }
 
-    /// Adds the layer of the normed stream to the residual stream.
+    /// Adds the layer of the residual stream's norm to that stream.
     ///
     /// # Errors
     /// What the device's operations return.
-    pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
+    pub fn forward(&self, cx: &mut LayerCx<'_>, norm: &Norm) -> Result<()> {
         let (device, act) = (cx.device, &mut *cx.activations);
-        device.linear_silu_mul(&self.gate_up, &act.normed, &mut act.gate_up, &mut act.inner)?;
+        let rows = norm.of(&act.hidden);
+        let (normed, gate_up) = (&mut act.normed, &mut act.gate_up);
+        device.norm_linear_silu_mul(&rows, normed, &self.gate_up, gate_up, &mut act.inner)?;
         device.linear_add(&self.down, &act.inner, &mut act.hidden)?;
         Ok(())
     }

@@ -4,12 +4,14 @@ mod activations;
 mod attention;
 mod decoder;
 mod feed_forward;
+mod norm;
 mod rope;
 
 pub use activations::{Activations, Limits};
 pub use attention::Attention;
 pub use decoder::{Decoder, DecoderLayer};
 pub use feed_forward::FeedForward;
+pub use norm::Norm;
 pub use rope::RopeTable;
 
 use tilewise::{AttentionPlan, Device, KvLayer, Tensor};

@@ -4,6 +4,7 @@ mod attention;
 mod ceilings;
 mod context;
 mod linear;
+mod matrix;
 mod memory;
 mod pages;
 mod pipeline;
@@ -19,14 +20,14 @@ use std::sync::atomic::Ordering;
 
 use self::attention::Pages;
 use self::context::{Context, Span};
-use self::linear::Onto;
+use self::linear::{Input, Onto};
 use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
 use crate::plan::{Tiling, partition};
 use crate::{
     AttentionParams, AttentionPlan, BatchLayout, Ceilings, Counts, DType, Device, DeviceCaps, DeviceSummary,
     Draw, Error, HeadSpan, HostTensor, Kv, KvCache, KvCacheConfig, KvLayer, Linear, LogitChange, Logprobs,
-    LogprobsOf, NotFinite, PageLayout, Result, RotaryHeads, Sampled, Tensor, TokenView, checks,
+    LogprobsOf, NormedRows, NotFinite, PageLayout, Result, RotaryHeads, Sampled, Tensor, TokenView, checks,
 };
 
 /// A GPU.
@@ -215,7 +216,7 @@ impl Device for GpuDevice {
     }
 
     fn pack_linear(&self, parts: &[HostTensor<'_>], bias: Option<&[f32]>, dtype: DType) -> Result<Linear> {
-        let mut linear = linear::pack(&self.context, parts, bias, dtype)?;
+        let mut linear = matrix::pack(&self.context, parts, bias, dtype)?;
         linear.bias = bias.map(|bias| self.upload(HostTensor::f32(&[bias.len()], bias)?)).transpose()?;
         Ok(linear)
     }
@@ -273,11 +274,11 @@ impl Device for GpuDevice {
     }
 
     fn linear(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        linear::product(&self.context, &self.halves, weight, x, (out, Onto::Zero))
+        linear::product(&self.context, &self.halves, weight, Input::Rows(x), (out, Onto::Zero))
     }
 
     fn linear_add(&self, weight: &Linear, x: &Tensor, out: &mut Tensor) -> Result<()> {
-        linear::product(&self.context, &self.halves, weight, x, (out, Onto::Out))
+        linear::product(&self.context, &self.halves, weight, Input::Rows(x), (out, Onto::Out))
     }
 
     fn embed(&self, table: &Linear, ids: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -319,11 +320,32 @@ impl Device for GpuDevice {
     ) -> Result<()> {
         checks::linear(weight, x, gate_up)?;
         checks::silu_mul(gate_up, out)?;
-        if linear::gated(&self.context, &self.halves, weight, x, out)? {
-            return Ok(());
-        }
-        self.linear(weight, x, gate_up)?;
-        self.silu_mul(gate_up, out)
+        self.gated(weight, Input::Rows(x), gate_up, out)
+    }
+
+    fn norm_linear(
+        &self,
+        rows: &NormedRows<'_>,
+        normed: &mut Tensor,
+        weight: &Linear,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::norm_linear(rows, normed, weight, out)?;
+        let input = self.normed(rows, normed, weight)?;
+        linear::product(&self.context, &self.halves, weight, input, (out, Onto::Zero))
+    }
+
+    fn norm_linear_silu_mul(
+        &self,
+        rows: &NormedRows<'_>,
+        normed: &mut Tensor,
+        weight: &Linear,
+        gate_up: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        checks::norm_linear(rows, normed, weight, gate_up)?;
+        checks::silu_mul(gate_up, out)?;
+        self.gated(weight, self.normed(rows, normed, weight)?, gate_up, out)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
@@ -364,6 +386,30 @@ impl Device for GpuDevice {
 }
 
 impl GpuDevice {
+    /// Norms of rows as a product takes them: made by a launch of their own unless they are few.
+    fn normed<'a>(
+        &self,
+        rows: &'a NormedRows<'a>,
+        normed: &'a mut Tensor,
+        weight: &Linear,
+    ) -> Result<Input<'a>> {
+        gpu(normed)?;
+        if linear::norms(&self.context.abilities, weight, rows, normed) {
+            return Ok(Input::Normed(rows));
+        }
+        self.rms_norm(rows.x, rows.weight, rows.eps, normed)?;
+        Ok(Input::Rows(normed))
+    }
+
+    /// [`Device::linear_silu_mul`], whose arguments were checked.
+    fn gated(&self, weight: &Linear, input: Input<'_>, gate_up: &mut Tensor, out: &mut Tensor) -> Result<()> {
+        if linear::gated(&self.context, &self.halves, weight, input, out)? {
+            return Ok(());
+        }
+        linear::product(&self.context, &self.halves, weight, input, (gate_up, Onto::Zero))?;
+        self.silu_mul(gate_up, out)
+    }
+
     /// Checks that a table of rotations has all positions.
     fn check_positions(&self, table: &Tensor, positions: &Tensor) -> Result<()> {
         let largest = gpu(positions)?.largest.load(Ordering::Relaxed) as usize;
