@@ -2,6 +2,7 @@
 
 use tilewise::DType;
 
+use crate::cache::tiers::TierConfig;
 use crate::scheduler::Priority;
 use crate::{Error, Result};
 
@@ -35,6 +36,9 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Whether full pages are kept after their request and shared by prompts that begin alike.
     pub prefix_cache: bool,
+    /// Where the prefix cache is kept besides, fastest first: what the device has lost, a restart included, is fetched
+    /// from there instead of being computed.
+    pub tiers: Vec<TierConfig>,
     /// What a step serves first.
     pub priority: Priority,
     /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
@@ -51,6 +55,7 @@ impl Default for EngineConfig {
             max_batch_tokens: 2048,
             max_running: 64,
             prefix_cache: true,
+            tiers: Vec::new(),
             priority: Priority::Decode,
             attention_kernel: None,
         }
@@ -74,6 +79,9 @@ impl EngineConfig {
         {
             return Err(Error::value("KV memory fraction", "above 0 and at most 1", share));
         }
+        if !self.tiers.is_empty() && !self.prefix_cache {
+            return Err(no_tiers());
+        }
         for dtype in [self.dtype, self.kv_dtype].into_iter().flatten() {
             if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
                 return Err(Error::value("dtype", "f32, f16 or bf16", dtype));
@@ -81,4 +89,9 @@ impl EngineConfig {
         }
         Ok(())
     }
+}
+
+/// What tiers keep is found through the prefix cache.
+pub(crate) fn no_tiers() -> Error {
+    Error::value("cache tiers", "none without the prefix cache", "some")
 }

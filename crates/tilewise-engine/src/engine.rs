@@ -1,12 +1,16 @@
 //! One step: schedule, run, sample.
 
+mod tiered;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tilewise::{AttentionParams, AttentionPlan, Device, KvCache, KvCacheConfig, Tensor};
+use tiered::Tiered;
+use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, Tensor};
 
 use crate::cache::PagePool;
 use crate::cache::prefix::PrefixStats;
+use crate::cache::tiers::TierConfig;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
@@ -26,6 +30,10 @@ pub struct Engine {
     sampler: Sampler,
     grammars: Grammars,
     limits: Limits,
+    /// The weights and their type, which name what tiers keep.
+    source: ModelSource,
+    dtype: DType,
+    tiered: Option<Tiered>,
 }
 
 /// What an engine is doing.
@@ -53,7 +61,7 @@ impl Engine {
     /// for a
     /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run
     /// the
-    /// model's attention.
+    /// model's attention. With tiers, as [`TierConfig::open`] and [`Engine::attach_tiers`].
     pub fn new(
         device: Arc<dyn Device>,
         source: &ModelSource,
@@ -61,9 +69,10 @@ impl Engine {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         config.validate()?;
+        let tiers = config.tiers.iter().map(TierConfig::open).collect::<Result<Vec<_>>>()?;
         let sizes = source.config()?;
         let weights = source.weights()?;
-        let dtype = config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(tilewise::DType::F32);
+        let dtype = config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(DType::F32);
         let limits = Limits {
             max_batch_tokens: config.max_batch_tokens,
             max_logits_rows: config.max_running.min(config.max_batch_tokens),
@@ -72,7 +81,7 @@ impl Engine {
         drop(weights);
         let weight_bytes = sizes.num_parameters() * dtype.size();
         let kv = device.alloc_kv(&size_kv(&*device, &sizes, config, dtype, weight_bytes)?)?;
-        Ok(Self {
+        let mut engine = Self {
             attention: model.attention(kv.config.dtype),
             attention_kernel: config.attention_kernel.clone(),
             pages: PagePool::new(kv.config.num_pages),
@@ -87,10 +96,17 @@ impl Engine {
             sampler: Sampler::default(),
             grammars: Grammars::new(source.clone()),
             limits,
+            source: source.clone(),
+            dtype,
+            tiered: None,
             device,
             model,
             kv,
-        })
+        };
+        if !tiers.is_empty() {
+            engine.attach_tiers(tiers)?;
+        }
+        Ok(engine)
     }
 
     /// Queues a request and names it.
@@ -98,10 +114,14 @@ impl Engine {
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
     /// never run, [`crate::Error::Grammar`] for a grammar that cannot be compiled, and [`crate::Error::Unsupported`] or
-    /// [`crate::Error::File`] if the model's tokenizer cannot serve one.
+    /// [`crate::Error::File`] if the model's tokenizer cannot serve one. With tiers, [`crate::Error::Value`] for a salt that
+    /// their keys cannot carry.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
+        if let Some(tiered) = &self.tiered {
+            tiered.check_salt(request.cache_salt.as_deref())?;
+        }
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }
@@ -118,10 +138,13 @@ impl Engine {
     /// Forgets a request and frees its pages; false if it is over or unknown.
     pub fn abort(&mut self, request: RequestId) -> bool {
         self.grammars.abort(request);
+        if let Some(tiered) = &mut self.tiered {
+            tiered.abort(request);
+        }
         self.scheduler.abort(request, &mut self.pages)
     }
 
-    /// Computes one batch and returns what happened; nothing, if nothing waits.
+    /// Computes one batch and returns what happened; nothing, if nothing waits, or only for tiers.
     ///
     /// # Errors
     /// What the device returns; no request has advanced then.
@@ -147,7 +170,7 @@ impl Engine {
         &mut self,
         look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
     ) -> Result<Vec<Event>> {
-        let Some(batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
+        let Some(batch) = self.schedule() else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
         let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
@@ -158,7 +181,19 @@ impl Engine {
         // The device works on the logits meanwhile, where it has a queue.
         let (allowed, failed) = self.grammars.allowed(&batch, logits.row_len());
         let drawn = self.sampler.sample(device, logits, &batch, &allowed)?;
-        Ok(self.commit(&batch, drawn, failed))
+        let events = self.commit(&batch, drawn, failed);
+        self.demote();
+        Ok(events)
+    }
+
+    /// The next batch, with what tiers had for it by now.
+    fn schedule(&mut self) -> Option<BatchPlan> {
+        self.promote(false);
+        let batch = self.scheduler.schedule(&mut self.pages);
+        if batch.is_none() && self.promote(true) {
+            return self.scheduler.schedule(&mut self.pages);
+        }
+        batch
     }
 
     /// Takes over what a batch drew; `failed` drew nothing that counts.
@@ -254,12 +289,12 @@ fn load(
     device: &dyn Device,
     sizes: &ModelConfig,
     weights: &Weights,
-    dtype: tilewise::DType,
+    dtype: DType,
     limits: Limits,
     report: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn Model>> {
     let total = match weights.total_bytes() {
-        0 => sizes.num_parameters() * tilewise::DType::Bf16.size(),
+        0 => sizes.num_parameters() * DType::Bf16.size(),
         total => total,
     };
     let mut loader = Loader::new(weights, device, dtype, total, report);
@@ -271,7 +306,7 @@ fn size_kv(
     device: &dyn Device,
     sizes: &ModelConfig,
     config: &EngineConfig,
-    dtype: tilewise::DType,
+    dtype: DType,
     weight_bytes: usize,
 ) -> Result<KvCacheConfig> {
     let mut kv = KvCacheConfig {

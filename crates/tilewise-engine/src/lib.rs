@@ -21,4 +21,6 @@ pub use config::{EngineConfig, KvBudget};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;
-pub use request::{Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams};
+pub use request::{
+    CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
+};

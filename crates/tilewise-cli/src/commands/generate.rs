@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
-use tilewise_engine::{Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams};
+use tilewise_engine::{
+    CachedTokens, Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams,
+};
 
 use crate::args::{Format, GenerateArgs};
 use crate::error::CliError;
@@ -26,6 +28,8 @@ struct Generated {
     finish_reason: &'static str,
     /// The stop string that ended the text.
     stop: Option<String>,
+    /// Tokens of the prompt that were not computed, by where they were found.
+    cached_tokens: CachedTokens,
     prefill_s: f64,
     /// `None` where nothing was decoded after the prefill.
     decode_median_s: Option<f64>,
@@ -59,7 +63,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let reader = Reader { tokenizer: tokenizer.as_ref(), text: TextStream::new(args.stop.clone()) };
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
-    let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, ..EngineConfig::default() };
+    let tiers = model::tiers(&args.tiers)?;
+    let config = EngineConfig { dtype: args.dtype.0, kv, max_running: 1, tiers, ..EngineConfig::default() };
     let mut engine = model::load(&device, &source, &config)?;
     let mut stdout = std::io::stdout().lock();
     match args.format {
@@ -141,7 +146,8 @@ fn generate(
                         generated.stop = piece.stop;
                     }
                 }
-                Event::Finished { reason, .. } => {
+                Event::Finished { reason, cached_from, .. } => {
+                    generated.cached_tokens = cached_from;
                     if let tilewise_engine::FinishReason::Failed(why) = &reason {
                         return Err(CliError::Failed(format!("generation ended early: {why}")));
                     }
@@ -198,5 +204,9 @@ fn summary(generated: &Generated) -> String {
     let decode =
         generated.decode_median_s.map(|s| format!(", {:.2} ms per token", s * 1e3)).unwrap_or_default();
     let (prefill, reason) = (generated.prefill_s * 1e3, generated.finish_reason);
-    format!("[{prompt} prompt tokens in {prefill:.1} ms, {output} new tokens{decode}, {reason}]")
+    let cached = match generated.cached_tokens.total() {
+        0 => String::new(),
+        cached => format!(" ({cached} cached)"),
+    };
+    format!("[{prompt} prompt tokens{cached} in {prefill:.1} ms, {output} new tokens{decode}, {reason}]")
 }
