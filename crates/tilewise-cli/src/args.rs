@@ -81,6 +81,36 @@ pub(crate) struct SpeculationArgs {
     pub(crate) fixed_drafts: bool,
 }
 
+/// Where the prefix cache is kept besides the device: fastest first, the order in which they stand here.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cache tiers")]
+pub(crate) struct TierArgs {
+    /// Keep the prefix cache in the host's memory too, up to this size
+    #[arg(long, value_parser = bytes, value_name = "SIZE")]
+    pub(crate) host_cache: Option<u64>,
+    /// Keep the prefix cache in this folder too, where later runs find it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_cache: Option<PathBuf>,
+    /// Size that the folder may have: bytes, or with K, M, G or T
+    #[arg(long, default_value = "16G", value_parser = bytes, value_name = "SIZE")]
+    pub(crate) disk_cache_size: u64,
+    /// Keep the prefix cache on a server that speaks RESP, such as Redis, too
+    #[arg(long, value_name = "redis://HOST[:PORT]")]
+    pub(crate) resp_cache: Option<String>,
+    /// Keep the prefix cache as objects too: in a bucket, or in a folder that exists
+    #[arg(long, value_name = "s3://BUCKET|DIR")]
+    pub(crate) object_cache: Option<String>,
+    /// Region of the bucket
+    #[arg(long, default_value = "us-east-1", value_name = "NAME")]
+    pub(crate) s3_region: String,
+    /// Where the bucket is, if not at Amazon
+    #[arg(long, value_name = "http[s]://HOST[:PORT]")]
+    pub(crate) s3_endpoint: Option<String>,
+    /// File with key id and secret, each on a line; the role of the machine unless given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) s3_credentials: Option<PathBuf>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people
@@ -148,6 +178,8 @@ pub(crate) struct GenerateArgs {
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) tiers: TierArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -415,6 +447,8 @@ pub(crate) struct BenchServingOfflineArgs {
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) tiers: TierArgs,
 }
 
 /// Parses `N` or `FROM,TO`.
@@ -424,6 +458,17 @@ fn range(text: &str) -> Result<(usize, usize), String> {
         Some((from, to)) => Ok((number(from)?, number(to)?)),
         None => number(text).map(|n| (n, n)),
     }
+}
+
+/// Parses a number of bytes, in units of 1, K, M, G or T, each 1024 of the one before.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, power) = match text.char_indices().last().map(|(at, c)| (at, c.to_ascii_uppercase())) {
+        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&text[..at], 1 + "KMGT".find(unit).unwrap_or(0)),
+        _ => (text, 0),
+    };
+    let number: Option<u64> = digits.trim().parse().ok();
+    let bytes = number.and_then(|number| number.checked_mul(1 << (10 * power)));
+    bytes.ok_or_else(|| format!("{text:?} is no size, such as 512M or 16G"))
 }
 
 /// An element type of weights, or that of the file.

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tilewise::Device;
+use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, Speculation};
 
-use crate::args::{DeviceArgs, LoadFormat, SpeculationArgs};
+use crate::args::{DeviceArgs, LoadFormat, SpeculationArgs, TierArgs};
 use crate::embedded::{DEMO, DRAFT};
 use crate::error::CliError;
 use crate::progress::LoadingBar;
@@ -59,6 +60,42 @@ pub(crate) fn load(
 ) -> Result<Engine, CliError> {
     let bar = LoadingBar::new();
     Ok(Engine::new(device.clone(), source, config, &mut |progress| bar.report(progress))?)
+}
+
+/// The tiers that the command line names, fastest first.
+///
+/// # Errors
+/// [`CliError::Failed`] for credentials that cannot be read, [`CliError::Usage`] for a file that holds none.
+pub(crate) fn tiers(args: &TierArgs) -> Result<Vec<TierConfig>, CliError> {
+    let mut tiers = Vec::new();
+    tiers.extend(args.host_cache.map(|bytes| TierConfig::Host { bytes }));
+    let disk = args.disk_cache.clone();
+    tiers.extend(disk.map(|folder| TierConfig::Disk { folder, bytes: args.disk_cache_size }));
+    tiers.extend(args.resp_cache.clone().map(|address| TierConfig::Resp { address }));
+    if let Some(place) = &args.object_cache {
+        tiers.push(match place.strip_prefix("s3://") {
+            Some(bucket) => TierConfig::S3(S3Bucket {
+                bucket: bucket.to_owned(),
+                region: args.s3_region.clone(),
+                endpoint: args.s3_endpoint.clone(),
+                credentials: args.s3_credentials.as_deref().map(read_credentials).transpose()?,
+            }),
+            None => TierConfig::ObjectFolder(place.into()),
+        });
+    }
+    Ok(tiers)
+}
+
+fn read_credentials(file: &Path) -> Result<(String, String), CliError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+    let mut lines = text.lines().map(str::trim);
+    match (lines.next(), lines.next()) {
+        (Some(id), Some(secret)) => Ok((id.to_owned(), secret.to_owned())),
+        _ => {
+            Err(CliError::Usage(format!("{}: a key id and a secret must stand on two lines", file.display())))
+        }
+    }
 }
 
 /// Threads that a device is opened with.

@@ -68,3 +68,36 @@ fn drafts_are_reported_and_change_no_token_count() {
     refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 1, &["max_drafts"]);
     refused(&["bench-serving-offline", "--speculate", "/no/such/folder"], 1, &["/no/such/folder"]);
 }
+
+#[test]
+fn what_one_run_left_in_a_tier_the_next_one_finds_and_continues_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, objects) = (folder.path().join("disk"), folder.path().join("objects"));
+    std::fs::create_dir(&objects).unwrap();
+    let ids: Vec<String> = (0..300).map(|i| (i * 7 % 500 + 1).to_string()).collect();
+    let prompt = ["generate", "--token-ids", &ids.join(","), "--max-new-tokens", "4", "--format", "json"];
+    let generate = |tier: &[&str]| run_json(&[&prompt[..], tier].concat()).remove(0);
+    let cold = generate(&[]);
+    let disk = ["--disk-cache", disk.to_str().unwrap(), "--disk-cache-size", "1G"];
+    let objects = ["--object-cache", objects.to_str().unwrap(), "--host-cache", "1M"];
+    for (tier, name) in [(disk, "disk"), (objects, "object")] {
+        let first = generate(&tier);
+        assert_eq!(first["cached_tokens"][name], json!(0), "{first}");
+        let second = generate(&tier);
+        assert_eq!(second["cached_tokens"][name], json!(256), "{second}");
+        for got in [first, second] {
+            assert_eq!((&got["output_ids"], &got["logprobs"]), (&cold["output_ids"], &cold["logprobs"]));
+        }
+    }
+    let serve_args =
+        ["bench-serving-offline", "--num-requests", "4", "--prefixes", "1", "--prefix-len", "300"];
+    let sizes = ["--input-len", "3", "--output-len", "2"];
+    let serve = |more: &[&str]| run(&[&serve_args[..], &sizes, &disk, more].concat());
+    serve(&[]);
+    assert!(serve(&[]).contains(" 256 on disk"));
+    let refused_with = |args: &[&str], words: &[&str]| refused(&[&serve_args[..1], args].concat(), 2, words);
+    refused_with(&["--host-cache", "1G", "--disable-radix-cache"], &["cache tiers", "prefix cache"]);
+    refused_with(&["--host-cache", "many"], &["--host-cache", "16G"]);
+    refused_with(&["--resp-cache", "http://id:secret@host"], &["RESP address", "redis://"]);
+    refused_with(&["--object-cache", "s3://a b"], &["S3 bucket"]);
+}

@@ -2,6 +2,7 @@
 
 use tilewise::DType;
 
+use crate::cache::tiers::TierConfig;
 use crate::model::ModelSource;
 use crate::scheduler::Priority;
 use crate::{Error, Result};
@@ -75,6 +76,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Whether what enters and leaves the prefix cache is kept until [`crate::Engine::take_kv_events`] asks for it.
     pub kv_events: bool,
+    /// Where the prefix cache is kept besides, fastest first: what the device has lost, a restart included, is fetched
+    /// from there instead of being computed.
+    pub tiers: Vec<TierConfig>,
     /// What a step serves first.
     pub priority: Priority,
     /// Whether several tokens of a sequence are guessed and verified in one step.
@@ -94,6 +98,7 @@ impl Default for EngineConfig {
             max_running: 64,
             prefix_cache: true,
             kv_events: false,
+            tiers: Vec::new(),
             priority: Priority::Decode,
             speculation: None,
             attention_kernel: None,
@@ -123,6 +128,9 @@ impl EngineConfig {
         {
             return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
         }
+        if !self.tiers.is_empty() && !self.prefix_cache {
+            return Err(no_tiers());
+        }
         for dtype in [self.dtype, self.kv_dtype].into_iter().flatten() {
             if !matches!(dtype, DType::F32 | DType::F16 | DType::Bf16) {
                 return Err(Error::value("dtype", "f32, f16 or bf16", dtype));
@@ -130,4 +138,9 @@ impl EngineConfig {
         }
         Ok(())
     }
+}
+
+/// What tiers keep is found through the prefix cache.
+pub(crate) fn no_tiers() -> Error {
+    Error::value("cache tiers", "none without the prefix cache", "some")
 }

@@ -1,13 +1,17 @@
 //! One step: schedule, run, sample.
 
+mod tiered;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tiered::Tiered;
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
 
 use crate::cache::PagePool;
 use crate::cache::events::KvEvent;
 use crate::cache::prefix::PrefixStats;
+use crate::cache::tiers::TierConfig;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
@@ -31,6 +35,10 @@ pub struct Engine {
     grammars: Grammars,
     speculator: Option<Speculator>,
     limits: Limits,
+    /// The weights and their type, which name what tiers keep.
+    source: ModelSource,
+    dtype: DType,
+    tiered: Option<Tiered>,
 }
 
 /// What an engine is doing.
@@ -60,7 +68,7 @@ impl Engine {
     /// for a
     /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run
     /// the
-    /// model's attention.
+    /// model's attention. With tiers, as [`TierConfig::open`] and [`Engine::attach_tiers`].
     pub fn new(
         device: Arc<dyn Device>,
         source: &ModelSource,
@@ -68,6 +76,7 @@ impl Engine {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         config.validate()?;
+        let tiers = config.tiers.iter().map(TierConfig::open).collect::<Result<Vec<_>>>()?;
         let sizes = source.config()?;
         let weights = source.weights()?;
         let dtype = weight_dtype(config, &weights, &sizes);
@@ -107,7 +116,7 @@ impl Engine {
         if config.kv_events {
             scheduler.tell_kv_events();
         }
-        Ok(Self {
+        let mut engine = Self {
             attention: model.attention(kv.config.dtype),
             attention_kernel: config.attention_kernel.clone(),
             pages: PagePool::new(kv.config.num_pages),
@@ -116,10 +125,17 @@ impl Engine {
             grammars: Grammars::new(source.clone()),
             speculator: speculation.map(|speculation| Speculator::new(speculation.clone(), drafter)),
             limits,
+            source: source.clone(),
+            dtype,
+            tiered: None,
             device,
             model,
             kv,
-        })
+        };
+        if !tiers.is_empty() {
+            engine.attach_tiers(tiers)?;
+        }
+        Ok(engine)
     }
 
     /// Queues a request and names it.
@@ -127,10 +143,14 @@ impl Engine {
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
     /// never run, [`crate::Error::Grammar`] for a grammar that cannot be compiled, and [`crate::Error::Unsupported`] or
-    /// [`crate::Error::File`] if the model's tokenizer cannot serve one.
+    /// [`crate::Error::File`] if the model's tokenizer cannot serve one. With tiers, [`crate::Error::Value`] for a salt that
+    /// their keys cannot carry.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
+        if let Some(tiered) = &self.tiered {
+            tiered.check_salt(request.cache_salt.as_deref())?;
+        }
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }
@@ -150,10 +170,13 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.abort(request);
         }
+        if let Some(tiered) = &mut self.tiered {
+            tiered.abort(request);
+        }
         self.scheduler.abort(request, &mut self.pages)
     }
 
-    /// Computes one batch and returns what happened; nothing, if nothing waits.
+    /// Computes one batch and returns what happened; nothing, if nothing waits, or only for tiers.
     ///
     /// # Errors
     /// What the device returns; no request has advanced then.
@@ -179,10 +202,7 @@ impl Engine {
         &mut self,
         look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
     ) -> Result<Vec<Event>> {
-        if let Some(speculator) = &mut self.speculator {
-            speculator.propose(&mut self.scheduler);
-        }
-        let Some(mut batch) = self.scheduler.schedule(&mut self.pages) else { return Ok(Vec::new()) };
+        let Some(mut batch) = self.schedule() else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
         let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
@@ -205,7 +225,21 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.learn(&batch, &events);
         }
+        self.demote();
         Ok(events)
+    }
+
+    /// The next batch, with the drafts of its sequences and with what tiers had for it by now.
+    fn schedule(&mut self) -> Option<BatchPlan> {
+        self.promote(false);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.propose(&mut self.scheduler);
+        }
+        let batch = self.scheduler.schedule(&mut self.pages);
+        if batch.is_none() && self.promote(true) {
+            return self.scheduler.schedule(&mut self.pages);
+        }
+        batch
     }
 
     /// Takes over what a batch drew.

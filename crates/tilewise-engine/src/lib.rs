@@ -22,5 +22,7 @@ pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;
-pub use request::{Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams};
+pub use request::{
+    CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
+};
 pub use speculate::SpeculationStats;

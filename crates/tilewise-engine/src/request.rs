@@ -2,6 +2,7 @@
 
 use tilewise::{Logprobs, LogprobsOf, NotFinite};
 
+use crate::cache::tiers::Source;
 use crate::{Error, Grammar, Result};
 
 /// Names a request for as long as the engine lives.
@@ -211,6 +212,49 @@ impl FinishReason {
     }
 }
 
+/// Tokens of a prompt that were not computed, by who had their keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CachedTokens {
+    /// The device's prefix cache.
+    pub device: usize,
+    /// The host's memory.
+    pub host: usize,
+    /// A folder.
+    pub disk: usize,
+    /// A server that speaks RESP.
+    pub resp: usize,
+    /// An object store.
+    pub object: usize,
+}
+
+impl CachedTokens {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        let Self { device, host, disk, resp, object } = self;
+        device + host + disk + resp + object
+    }
+
+    /// Those that a tier had.
+    pub(crate) fn of_tier(&mut self, source: Source) -> &mut usize {
+        match source {
+            Source::Host => &mut self.host,
+            Source::Disk => &mut self.disk,
+            Source::Resp => &mut self.resp,
+            Source::Object => &mut self.object,
+        }
+    }
+}
+
+impl std::ops::AddAssign for CachedTokens {
+    fn add_assign(&mut self, other: Self) {
+        self.device += other.device;
+        self.host += other.host;
+        self.disk += other.disk;
+        self.resp += other.resp;
+        self.object += other.object;
+    }
+}
+
 /// Something that happened to a request during a step.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -247,5 +291,7 @@ pub enum Event {
         reason: FinishReason,
         /// Tokens of the prompt that were not computed, because their pages were in the cache.
         cached_tokens: usize,
+        /// The same, by who had them.
+        cached_from: CachedTokens,
     },
 }

@@ -3,7 +3,7 @@
 use tilewise::{NotFinite, Sampled};
 use tilewise_engine::cache::PagePool;
 use tilewise_engine::scheduler::{BatchPlan, Priority, Scheduler, SchedulerConfig};
-use tilewise_engine::{Event, FinishReason, GenerateRequest, RequestId};
+use tilewise_engine::{CachedTokens, Event, FinishReason, GenerateRequest, RequestId};
 
 const PAGE: usize = 16;
 
@@ -236,7 +236,13 @@ fn a_stop_token_is_reported_and_ends_the_request() {
     let events = bench.commit(&batch, 9);
     assert_eq!(
         events.last(),
-        Some(&Event::Finished { request: id, index: 0, reason: FinishReason::Stop(9), cached_tokens: 0 })
+        Some(&Event::Finished {
+            request: id,
+            index: 0,
+            reason: FinishReason::Stop(9),
+            cached_tokens: 0,
+            cached_from: CachedTokens::default(),
+        })
     );
     assert_eq!(events.len(), 2);
     assert_eq!(bench.pages.num_free(), 8);
@@ -253,7 +259,13 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request_only() {
     assert_eq!(
         events,
         [
-            Event::Finished { request: bad, index: 0, reason: failure, cached_tokens: 0 },
+            Event::Finished {
+                request: bad,
+                index: 0,
+                reason: failure,
+                cached_tokens: 0,
+                cached_from: CachedTokens::default(),
+            },
             Event::Token { request: good, index: 0, id: 2, logprob: None, top_logprobs: Vec::new() },
         ]
     );

@@ -1,8 +1,13 @@
 //! The scheduler against a memory that knows which history wrote each slot, by seed.
 
+#[path = "simulation/outside.rs"]
+mod outside;
+
 use std::collections::HashMap;
 
+use outside::{LATEST, Outside};
 use tilewise::Sampled;
+use tilewise_engine::cache::keys::CHUNK_TOKENS;
 use tilewise_engine::cache::{PageId, PagePool, PrefixTree};
 use tilewise_engine::scheduler::{BatchPlan, Priority, Scheduler, SchedulerConfig};
 use tilewise_engine::{Event, GenerateRequest, RequestId};
@@ -62,6 +67,7 @@ struct Simulation {
     pages: PagePool,
     /// The history up to and with the token in each slot.
     slots: Vec<u64>,
+    outside: Option<Outside>,
     requests: HashMap<RequestId, GenerateRequest>,
     /// Of each completion, as it is first seen.
     seeds: HashMap<(RequestId, usize), u64>,
@@ -91,6 +97,7 @@ impl Simulation {
             scheduler: Scheduler::new(config),
             pages: PagePool::new(num_pages),
             slots: vec![0; num_pages * PAGE],
+            outside: None,
             requests: HashMap::new(),
             seeds: HashMap::new(),
             computed_tokens: 0,
@@ -193,6 +200,7 @@ impl Simulation {
 
     /// One step, during which a request may be aborted.
     fn step_with(&mut self, fault: Fault, aborted: Option<RequestId>) -> Vec<Event> {
+        self.fetch();
         if self.speculates {
             self.propose();
         }
@@ -210,6 +218,7 @@ impl Simulation {
         let events = self.scheduler.commit(&batch, &sampled, &mut self.pages, &mut |_, _| None);
         let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
         self.accepted += tokens - batch.sequences.iter().filter(|s| s.sampling.is_some()).count().min(tokens);
+        self.keep();
         events
     }
 
@@ -264,26 +273,44 @@ struct Totals {
     forks: usize,
     drafted: usize,
     accepted: usize,
+    /// Chunks that came from outside, and tokens that sequences began with by them.
+    arrived: usize,
+    refused: usize,
+    fetched_tokens: usize,
 }
 
 /// Steps within which a request ends, for each token of it and of what was there before it, computed or not.
 const STEPS_PER_TOKEN: usize = 4;
 
-fn simulate(seed: u64) -> Totals {
+/// Steps that a request may wait besides, for each before it and each chunk of both, where chunks are fetched: it is asked
+/// for again whenever it lost its pages.
+const STEPS_PER_CHUNK: usize = 3 * LATEST as usize;
+
+fn simulate(seed: u64, chunks: bool) -> Totals {
     let mut random = Random(seed.wrapping_mul(77));
-    let num_pages = 3 + random.below(if seed.is_multiple_of(3) { 40 } else { 14 }) as usize;
+    let num_pages = match (chunks, seed.is_multiple_of(3)) {
+        (true, many) => 60 + random.below(if many { 300 } else { 100 }) as usize,
+        (false, many) => 3 + random.below(if many { 40 } else { 14 }) as usize,
+    };
     let priority = if random.below(3) == 0 { Priority::Prefill } else { Priority::Decode };
     let mut sim =
         Simulation::new(num_pages, 1 + random.below(64) as usize, 1 + random.below(8) as usize, priority);
     sim.speculates = seed % 2 == 1;
-    let prefixes: Vec<Vec<u32>> =
-        (0..3).map(|_| (0..16 + random.below(64)).map(|_| random.below(VOCAB) as u32).collect()).collect();
+    if chunks {
+        sim.use_chunks(seed);
+        sim.scheduler.set_max_batch_tokens(512);
+    }
+    let (prefixes, shortest, spread) = if chunks { (4, 400, 500) } else { (3, 16, 64) };
+    let prefixes: Vec<Vec<u32>> = (0..prefixes)
+        .map(|_| (0..shortest + random.below(spread)).map(|_| random.below(VOCAB) as u32).collect())
+        .collect();
     let (mut got, mut aborted) = (HashMap::<(RequestId, usize), Outcome>::new(), Vec::new());
     let mut due = HashMap::<RequestId, usize>::new();
-    let (mut steps, mut committed) = (0, 0);
-    while sim.requests.len() < 60 || !sim.is_idle() {
+    let (mut steps, mut committed, mut fetched_tokens) = (0, 0, 0);
+    let count = if chunks { 400 } else { 60 };
+    while sim.requests.len() < count || !sim.is_idle() {
         steps += 1;
-        if sim.requests.len() < 60 && random.below(4) == 0 {
+        if sim.requests.len() < count && random.below(if chunks { 8 } else { 4 }) == 0 {
             let request = request(&mut random, &prefixes, num_pages);
             let n = request.n;
             let id = sim.submit(request);
@@ -291,14 +318,21 @@ fn simulate(seed: u64) -> Totals {
             let unfinished =
                 got.iter().filter(|(key, outcome)| !outcome.finished && !aborted.contains(&key.0));
             let tokens = |request: &GenerateRequest| request.prompt.len() + request.max_new_tokens;
-            let ahead: usize = unfinished.map(|(key, _)| tokens(&sim.requests[&key.0])).sum();
-            due.insert(id, committed + STEPS_PER_TOKEN * ahead);
+            let steps = |tokens| {
+                STEPS_PER_TOKEN * tokens + usize::from(chunks) * STEPS_PER_CHUNK * (1 + tokens / CHUNK_TOKENS)
+            };
+            let ahead: usize = unfinished.map(|(key, _)| steps(tokens(&sim.requests[&key.0]))).sum();
+            due.insert(id, committed + ahead);
         }
         if random.below(40) == 0 {
-            sim.scheduler.set_max_batch_tokens(1 + random.below(64) as usize);
+            let most = if chunks { 512 } else { 64 };
+            sim.scheduler.set_max_batch_tokens(1 + random.below(most) as usize);
+        }
+        if chunks && random.below(10) == 0 {
+            sim.scheduler.clear_prefix_cache(&mut sim.pages);
         }
         let fault = [Fault::Early, Fault::Late, Fault::None][random.below(20).min(2) as usize];
-        let abort = (random.below(50) == 0).then(|| RequestId(random.below(60)));
+        let abort = (random.below(50) == 0).then(|| RequestId(random.below(count as u64)));
         aborted.extend(abort.filter(|id| sim.requests.contains_key(id)));
         committed += usize::from(fault == Fault::None);
         for event in sim.step_with(fault, abort) {
@@ -308,7 +342,9 @@ fn simulate(seed: u64) -> Totals {
                     assert!(!outcome.finished, "seed {seed}: a token after the end");
                     outcome.tokens.push(id);
                 }
-                Event::Finished { request, index, .. } => {
+                Event::Finished { request, index, cached_tokens, cached_from, .. } => {
+                    assert_eq!(cached_tokens, cached_from.total(), "seed {seed}");
+                    fetched_tokens += cached_from.disk;
                     assert!(committed <= due[&request], "seed {seed}: request {request} starves");
                     let outcome = got.get_mut(&(request, index)).unwrap();
                     assert!(!std::mem::replace(&mut outcome.finished, true), "seed {seed}: ends twice");
@@ -337,15 +373,17 @@ fn simulate(seed: u64) -> Totals {
         forks: sim.forks,
         drafted: sim.drafted,
         accepted: sim.accepted,
+        arrived: sim.outside.as_ref().map_or(0, |outside| outside.arrived),
+        refused: sim.outside.as_ref().map_or(0, |outside| outside.refused),
+        fetched_tokens,
     }
 }
 
-#[test]
-fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preempted_drafted_aborted_or_failed()
- {
+/// Simulates by one seed after the other.
+fn simulate_steps(steps: usize, chunks: bool) -> Totals {
     let (mut all, mut seed) = (Totals::default(), 0);
-    while all.steps < 100_000 {
-        let run = std::panic::catch_unwind(|| simulate(seed));
+    while all.steps < steps {
+        let run = std::panic::catch_unwind(|| simulate(seed, chunks));
         let run = run.unwrap_or_else(|_| panic!("seed {seed} fails"));
         all.steps += run.steps;
         all.preemptions += run.preemptions;
@@ -355,11 +393,28 @@ fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preemp
         all.forks += run.forks;
         all.drafted += run.drafted;
         all.accepted += run.accepted;
+        all.arrived += run.arrived;
+        all.refused += run.refused;
+        all.fetched_tokens += run.fetched_tokens;
         seed += 1;
     }
+    all
+}
+
+#[test]
+fn every_completion_gets_its_own_tokens_whatever_is_shared_copied_evicted_preempted_drafted_aborted_or_failed()
+ {
+    let all = simulate_steps(100_000, false);
     let enough = all.preemptions > 100 && all.hit_tokens > 1000 && all.evicted_pages > 1000;
     let enough = enough && all.copied_pages > 1000 && all.forks > 1000;
     assert!(enough && all.drafted > 10_000 && all.accepted > 5000, "{all:?}: too tame");
+}
+
+#[test]
+fn every_completion_gets_its_own_tokens_whatever_comes_from_outside_late_in_part_or_never() {
+    let all = simulate_steps(200_000, true);
+    let fetched = all.arrived > 1000 && all.fetched_tokens > 100_000 && all.refused > 100;
+    assert!(fetched && all.preemptions > 10 && all.evicted_pages > 1000, "{all:?}: too tame");
 }
 
 #[test]

@@ -187,6 +187,21 @@ pub trait Device: Send + Sync {
     /// [`Error::Shape`] for a page that does not exist, [`Error::Device`] if the device failed.
     fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()>;
 
+    /// Replaces `bytes` by pages, one after the other, each as by [`Device::download_page`]. Waits for the device once,
+    /// where it has a queue.
+    ///
+    /// # Errors
+    /// As [`Device::download_page`].
+    fn download_pages(&self, kv: &KvCache, pages: &[u32], bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.clear();
+        let mut one = Vec::new();
+        for &page in pages {
+            self.download_page(kv, page, &mut one)?;
+            bytes.extend_from_slice(&one);
+        }
+        Ok(())
+    }
+
     /// Overwrites one page of every layer with what [`Device::download_page`] gave, on a device with the same layout.
     ///
     /// # Errors

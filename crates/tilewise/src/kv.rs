@@ -65,8 +65,8 @@ impl KvCacheConfig {
 /// What the bytes of one page are, over all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageLayout {
-    /// Names the order of the elements and, on a GPU with matrix units, the arithmetic that made them: pages are only
-    /// read where it is the same.
+    /// Names the order of the elements and, on a GPU, what computed them, adapter and driver: pages are only read where
+    /// it is the same.
     pub name: String,
     /// Element type as stored, which may be another than the cache's.
     pub dtype: DType,

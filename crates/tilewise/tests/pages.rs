@@ -129,17 +129,26 @@ fn a_page_may_come_back_under_another_number_and_touches_no_other() {
 }
 
 #[test]
-fn the_layout_tells_the_length_and_one_page_is_one_read_back() {
+fn the_layout_tells_who_computes_and_the_length_and_any_pages_are_one_read_back() {
     for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
         // One of its own, since the tests that run beside this one are counted too.
         let device = tilewise::open(&device.caps().name, Some(1)).unwrap();
         let config = config(SHAPES[1], DType::Bf16);
-        let kv = device.alloc_kv(&config).unwrap();
+        let mut kv = device.alloc_kv(&config).unwrap();
+        append(&*device, &mut kv, &[3, 11, 5], 1);
         let counted = || device.counts().map(|counts| counts.downloads);
         let before = counted();
         let bytes = download(&*device, &kv, 3);
         assert_eq!(bytes.len(), device.page_layout(&config).bytes, "{name}");
         assert_eq!(counted(), before.map(|downloads| downloads + 1), "{name}");
+        let mut three = b"what was there before".to_vec();
+        device.download_pages(&kv, &[3, 11, 3], &mut three).unwrap();
+        assert_eq!(counted(), before.map(|downloads| downloads + 2), "{name}");
+        assert_eq!(three, [&bytes[..], &download(&*device, &kv, 11), &bytes].concat(), "{name}");
+        assert!(is_shape(device.download_pages(&kv, &[3, 12], &mut three)), "{name}: page 12");
+        // A GPU's arithmetic is its own.
+        let layout = device.page_layout(&config).name;
+        assert_eq!(layout.contains(&device.caps().description), counted().is_some(), "{name}: {layout}");
     }
 }
 

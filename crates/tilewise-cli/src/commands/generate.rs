@@ -8,7 +8,8 @@ use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
 use tilewise_engine::{
-    Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams, SpeculationStats,
+    CachedTokens, Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams,
+    SpeculationStats,
 };
 
 use crate::args::{Format, GenerateArgs};
@@ -28,6 +29,8 @@ struct Generated {
     finish_reason: &'static str,
     /// The stop string that ended the text.
     stop: Option<String>,
+    /// Tokens of the prompt that were not computed, by where they were found.
+    cached_tokens: CachedTokens,
     prefill_s: f64,
     /// `None` where nothing was decoded after the prefill.
     decode_median_s: Option<f64>,
@@ -65,8 +68,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
     let speculation = model::speculation(&args.speculation);
-    let config =
-        EngineConfig { dtype: args.dtype.0, kv, max_running: 1, speculation, ..EngineConfig::default() };
+    let tiers = model::tiers(&args.tiers)?;
+    let dtype = args.dtype.0;
+    let config = EngineConfig { dtype, kv, max_running: 1, tiers, speculation, ..EngineConfig::default() };
     let mut engine = model::load(&device, &source, &config)?;
     let mut stdout = std::io::stdout().lock();
     match args.format {
@@ -149,7 +153,8 @@ fn generate(
                         generated.stop = piece.stop;
                     }
                 }
-                Event::Finished { reason, .. } => {
+                Event::Finished { reason, cached_from, .. } => {
+                    generated.cached_tokens = cached_from;
                     if let tilewise_engine::FinishReason::Failed(why) = &reason {
                         return Err(CliError::Failed(format!("generation ended early: {why}")));
                     }
@@ -213,5 +218,11 @@ fn summary(generated: &Generated) -> String {
     let Generated { drafted, accepted, .. } = generated;
     let drafts = if *drafted > 0 { format!(", {accepted} of {drafted} drafts right") } else { String::new() };
     let (prefill, reason) = (generated.prefill_s * 1e3, generated.finish_reason);
-    format!("[{prompt} prompt tokens in {prefill:.1} ms, {output} new tokens{decode}{drafts}, {reason}]")
+    let cached = match generated.cached_tokens.total() {
+        0 => String::new(),
+        cached => format!(" ({cached} cached)"),
+    };
+    format!(
+        "[{prompt} prompt tokens{cached} in {prefill:.1} ms, {output} new tokens{decode}{drafts}, {reason}]"
+    )
 }

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub const CHUNK_TOKENS: usize = 256;
 
 /// Bytes that a model name or a salt may have, so that keys are names of files and objects too.
-const NAME_BYTES: usize = 96;
+pub(crate) const NAME_BYTES: usize = 96;
 
 /// What the tokens of a chunk and of all chunks before it hash to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,8 +122,8 @@ fn digest_file(hasher: &mut blake3::Hasher, path: &Path) -> Result<()> {
     }
 }
 
-/// All that must be the same where a chunk is written and where it is read: the layout of its bytes, the types, the page
-/// size and the weights.
+/// All that must be the same where a chunk is written and where it is read: the layout of its bytes, what computed them,
+/// the types, the page size and the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
     text: Arc<str>,
@@ -135,7 +135,12 @@ impl Namespace {
     pub fn new(layout: &PageLayout, config: &KvCacheConfig, weights: DType, model: ModelDigest) -> Self {
         let PageLayout { name, dtype, bytes } = layout;
         let page_size = config.page_size;
-        let text = format!("tilewise-kv/{name}/{dtype}/{weights}/{page_size}x{bytes}/{}", hex(&model.0));
+        // The name of a layout has those of an adapter and its driver, which may be longer than a file's.
+        let mut made_by = blake3::Hasher::new();
+        digest_part(&mut made_by, name.len() as u64);
+        made_by.update(name.as_bytes()).update(&model.0);
+        let made_by = hex(made_by.finalize().as_bytes());
+        let text = format!("tilewise-kv/{dtype}/{weights}/{page_size}x{bytes}/{made_by}");
         Self { text: text.into(), chunk_bytes: CHUNK_TOKENS / config.page_size.max(1) * bytes }
     }
 

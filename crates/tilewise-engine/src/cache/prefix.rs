@@ -2,8 +2,8 @@
 //!
 //! An edge is a run of whole pages; runs split at page boundaries. Every page in the tree is held once by it, and
 //! sequences that share a page hold it too. A sequence that holds a page of the tree holds all pages before it, so
-//! pages that nobody else holds can be evicted from the leaves. What [`PrefixTree::evict`] shows is what a tier could
-//! keep, and what follows the pages of [`PrefixTree::lookup`] is what one could be asked for.
+//! pages that nobody else holds can be evicted from the leaves. What follows the pages of [`PrefixTree::lookup`] is what a
+//! tier is asked for, and what [`PrefixTree::insert`] finds new is what one is given.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -164,15 +164,22 @@ impl PrefixTree {
     /// Puts whole pages into the tree, which holds them too from now on.
     ///
     /// Where it has a page of the same prefix already, that one takes the place of the caller's in `pages`, and the
-    /// caller's hold moves with it.
-    pub fn insert(&mut self, salt: Option<&str>, tokens: &[u32], pages: &mut [PageId], pool: &mut PagePool) {
+    /// caller's hold moves with it. Returns how many those were; the rest is new.
+    pub fn insert(
+        &mut self,
+        salt: Option<&str>,
+        tokens: &[u32],
+        pages: &mut [PageId],
+        pool: &mut PagePool,
+    ) -> usize {
         self.uses += 1;
         let mut node = self.root(salt);
+        let count = pages.len();
         let (mut rest, mut pages) = (tokens, pages);
         while !pages.is_empty() {
             let Some(child) = self.child(node, rest) else {
                 self.add_leaf(salt, node, rest, pages, pool);
-                return;
+                return count - pages.len();
             };
             let same = self.same_pages(child, rest);
             if same < self.nodes[child].pages.len() {
@@ -189,6 +196,7 @@ impl PrefixTree {
             (rest, pages) = (&rest[same * self.page_size..], behind);
             node = child;
         }
+        count
     }
 
     /// Evicts until `count` pages are free, and says whether they are; if they cannot be, evicts nothing. `leaving` is

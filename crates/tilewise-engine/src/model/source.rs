@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cache::keys::NAME_BYTES;
 use crate::model::{ModelConfig, Weights};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -41,6 +42,25 @@ impl ModelSource {
             Self::Folder(folder) | Self::Dummy(folder) => folder.display().to_string(),
             Self::Embedded(model) => model.name.to_owned(),
         }
+    }
+
+    /// The model's name in the keys of cached chunks: that of its folder, with what keys cannot carry replaced.
+    pub(crate) fn key_name(&self) -> String {
+        let name = match self {
+            Self::Folder(folder) | Self::Dummy(folder) => {
+                let whole = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+                whole.file_name().map(|name| name.to_string_lossy().into_owned())
+            }
+            Self::Embedded(model) => Some(model.name.to_owned()),
+        };
+        let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "model".to_owned());
+        let carried = |c: char| if c == '@' || c.is_control() { '_' } else { c };
+        let mut bytes = 0;
+        let fits = |c: &char| {
+            bytes += c.len_utf8();
+            bytes <= NAME_BYTES
+        };
+        name.chars().map(carried).take_while(fits).collect()
     }
 
     /// The sizes.

@@ -6,19 +6,21 @@
 //! Invariants: a running sequence holds pages for all of its tokens but those it has yet to generate; both
 //! queues are in order of submission, and the completions of a request in theirs; the oldest running sequence is never
 //! preempted, so that something always finishes. Pages that become full are in the prefix tree from the same commit on.
-//! A sequence waits for a prefix only while a running one computes it.
+//! A sequence waits for a prefix only while a running one computes it, or while it is fetched; then it is overtaken.
 //!
 //! A request is one sequence until its first token is drawn. Then its completions part: those that there is room for
 //! share all pages, and each but the last to write takes a copy of the partial page before its first step. The others
 //! wait like requests of their own, and find the full pages in the tree.
 
 mod batch;
+mod prefetch;
 mod sequence;
 
 use std::collections::VecDeque;
 
 use batch::BatchBuilder;
 pub use batch::{BatchPlan, PromptScores, ScheduledSequence};
+pub use prefetch::{FullChunk, Prefetch};
 use sequence::Sequence;
 use tilewise::Sampled;
 
@@ -82,6 +84,8 @@ pub struct Scheduler {
     prefix: PrefixTree,
     submitted: u64,
     preemptions: u64,
+    /// Chunks that became full and were not asked for yet; `None` where nobody asks.
+    full_chunks: Option<Vec<FullChunk>>,
 }
 
 impl Scheduler {
@@ -94,6 +98,7 @@ impl Scheduler {
             prefix: PrefixTree::new(config.page_size),
             submitted: 0,
             preemptions: 0,
+            full_chunks: None,
         }
     }
 
@@ -117,7 +122,7 @@ impl Scheduler {
         }
         let id = RequestId(self.submitted);
         self.submitted += 1;
-        self.waiting.push_back(Sequence::new(id, request));
+        self.wait(Sequence::new(id, request));
         Ok(id)
     }
 
@@ -127,7 +132,13 @@ impl Scheduler {
         for sequence in self.running.extract_if(.., |sequence| sequence.id == id) {
             sequence.release(pages);
         }
-        self.waiting.retain(|sequence| sequence.id != id);
+        self.waiting.retain_mut(|sequence| {
+            let stays = sequence.id != id;
+            if !stays {
+                sequence.chunks.give_up(pages);
+            }
+            stays
+        });
         self.num_running() + self.num_waiting() < before
     }
 
@@ -139,15 +150,22 @@ impl Scheduler {
         pages: &mut PagePool,
     ) -> Option<Event> {
         let at = self.running.iter().position(|sequence| sequence.key() == (request, index))?;
-        let sequence = self.running.remove(at);
-        let cached_tokens = sequence.cached_tokens.unwrap_or(0);
-        sequence.release(pages);
-        Some(Event::Finished { request, index, reason, cached_tokens })
+        Some(self.running.remove(at).finish(reason, pages))
     }
 
     /// Limits the tokens of later steps.
     pub fn set_max_batch_tokens(&mut self, max_batch_tokens: usize) {
         self.config.max_batch_tokens = max_batch_tokens.max(1);
+    }
+
+    /// Tokens that one step computes at most.
+    pub fn max_batch_tokens(&self) -> usize {
+        self.config.max_batch_tokens
+    }
+
+    /// Whether full pages are shared and kept.
+    pub fn has_prefix_cache(&self) -> bool {
+        self.config.prefix_cache
     }
 
     /// The number of sequences that wait.
@@ -315,13 +333,18 @@ impl Scheduler {
     /// Admits sequences in order while there are tokens in the budget and pages for all their tokens.
     ///
     /// A page per running sequence stays free, because each may soon need one. A sequence whose next pages a
-    /// running one is just computing waits for them instead of computing them again.
+    /// running one is just computing waits for them instead of computing them again. One whose chunks are being fetched
+    /// is overtaken.
     fn admit(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
+        let (mut at, awaited) = (0, self.awaited());
         while batch.room() > 0 && self.running.len() + batch.num_forks() < self.config.max_running {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            while self.waiting.get(at).is_some_and(|sequence| sequence.waits_for(&awaited)) {
+                at += 1;
+            }
+            let Some(mut sequence) = self.waiting.remove(at) else { return };
             if !self.start(&mut sequence, batch.num_forks(), pages) {
                 sequence.preempt(pages);
-                self.waiting.push_front(sequence);
+                self.waiting.insert(at, sequence);
                 return;
             }
             let index = insert(&mut self.running, sequence);
@@ -343,29 +366,36 @@ impl Scheduler {
                 return false;
             }
         }
-        let need = sequence.len().div_ceil(page_size) - sequence.pages.len();
-        if need + self.running.len() + forks > pages.num_free() + pages.num_idle()
-            || !sequence.reserve(false, &mut self.prefix, pages)
-        {
+        let need = sequence.len().div_ceil(page_size) - sequence.pages.len() + self.running.len() + forks;
+        if !self.yield_to(sequence, need, pages) || !sequence.reserve(false, &mut self.prefix, pages) {
             return false;
         }
         if self.config.prefix_cache {
             self.prefix.count(sequence.len(), sequence.computed);
         }
-        sequence.cached_tokens.get_or_insert(sequence.computed);
+        let cached = sequence.chunks.settle(sequence.computed, pages);
+        sequence.cached_tokens.get_or_insert(cached);
         true
     }
 
-    /// Takes the pages of the youngest running sequence, which will compute its tokens again.
+    /// Takes the pages of the youngest running sequence, which will compute its tokens again; but first those that were
+    /// fetched for waiting ones.
     fn preempt_youngest(&mut self, pages: &mut PagePool) {
+        if self.give_up_youngest_fetched(None, pages) {
+            return;
+        }
         if let Some(mut sequence) = self.running.pop() {
             sequence.preempt(pages);
+            sequence.chunks.ask_again();
             self.wait(sequence);
             self.preemptions += 1;
         }
     }
 
-    fn wait(&mut self, sequence: Sequence) {
+    fn wait(&mut self, mut sequence: Sequence) {
+        if self.full_chunks.is_some() {
+            sequence.chunks.extend(&sequence.tokens);
+        }
         let at = self.waiting.partition_point(|other| other.key() < sequence.key());
         self.waiting.insert(at, sequence);
     }
@@ -410,14 +440,14 @@ impl Scheduler {
             self.running[index].advance(scheduled.num_tokens - scheduled.num_drafts, pages);
             let publishes = self.config.prefix_cache && !matches!(outcomes, [Err(_), ..]);
             if publishes {
-                self.running[index].publish(&mut self.prefix, pages);
+                self.publish(index, pages);
             }
             if !outcomes.is_empty() {
                 self.part(index, batch, pages);
             }
             let finished = self.verify(index, batch.drafts(place), outcomes, follow, &mut events);
             if publishes && scheduled.num_drafts > 0 {
-                self.running[index].publish(&mut self.prefix, pages);
+                self.publish(index, pages);
             }
             if let Some(reason) = finished {
                 events.extend(self.finish(key, reason, pages));

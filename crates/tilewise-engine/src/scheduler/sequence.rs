@@ -1,11 +1,15 @@
 //! One completion's tokens and pages.
 
+use std::ops::Range;
+
 use tilewise::{LogitChange, LogprobsOf};
 
 use super::batch::PromptScores;
+use super::prefetch::Chunks;
 use crate::cache::{PageId, PagePool, PrefixTree};
+use crate::request::CachedTokens;
 use crate::sampler::{History, completion_seed};
-use crate::{FinishReason, GenerateRequest, RequestId, SamplingParams};
+use crate::{Event, FinishReason, GenerateRequest, RequestId, SamplingParams};
 
 #[derive(Debug, Clone)]
 pub(super) struct Sequence {
@@ -33,7 +37,9 @@ pub(super) struct Sequence {
     /// Who may share its pages.
     pub(super) salt: Option<String>,
     /// Tokens of the prompt that were found in the cache; `None` before its first admission.
-    pub(super) cached_tokens: Option<usize>,
+    pub(super) cached_tokens: Option<CachedTokens>,
+    /// What it has to do with chunks outside the device.
+    pub(super) chunks: Chunks,
     /// Pages that are in the prefix tree, from the front.
     published: usize,
     stop_ids: Vec<u32>,
@@ -62,6 +68,7 @@ impl Sequence {
             sampling: request.sampling,
             salt: request.cache_salt,
             cached_tokens: None,
+            chunks: Chunks::default(),
             published: 0,
             stop_ids: request.stop_ids,
         }
@@ -86,6 +93,7 @@ impl Sequence {
             sampling: self.sampling_of(index),
             computed: 0,
             pages: Vec::new(),
+            chunks: self.chunks.of_sibling(),
             published: 0,
             ..self.clone()
         }
@@ -194,14 +202,17 @@ impl Sequence {
         self.computed = self.published * prefix.page_size();
     }
 
-    /// Puts the pages that became full into the tree, so that others can share them at once.
-    pub(super) fn publish(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) {
+    /// Puts the pages that became full into the tree, so that others can share them at once, and says which the tree did
+    /// not have.
+    pub(super) fn publish(&mut self, prefix: &mut PrefixTree, pages: &mut PagePool) -> Range<usize> {
         let full = self.computed / prefix.page_size();
-        if full > self.published {
-            let tokens = &self.tokens[..full * prefix.page_size()];
-            prefix.insert(self.salt.as_deref(), tokens, &mut self.pages[..full], pages);
-            self.published = full;
+        if full <= self.published {
+            return full..full;
         }
+        let tokens = &self.tokens[..full * prefix.page_size()];
+        let had = prefix.insert(self.salt.as_deref(), tokens, &mut self.pages[..full], pages);
+        self.published = full;
+        had..full
     }
 
     /// Whole pages that both will have the same, if they may share any.
@@ -223,6 +234,14 @@ impl Sequence {
 
     pub(super) fn release(mut self, pages: &mut PagePool) {
         self.preempt(pages);
+    }
+
+    /// Gives up all pages and says why.
+    pub(super) fn finish(self, reason: FinishReason, pages: &mut PagePool) -> Event {
+        let (request, index) = self.key();
+        let cached_from = self.cached_tokens.unwrap_or_default();
+        self.release(pages);
+        Event::Finished { request, index, reason, cached_tokens: cached_from.total(), cached_from }
     }
 
     /// Notes that a step is done.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tilewise::{AttentionParams, BatchLayout, Device, Draw, KvCache, PageTable};
 
 use crate::Result;
+use crate::cache::PageId;
 use crate::model::{Forward, Model};
 use crate::sampler::draw;
 use crate::scheduler::{BatchPlan, Scheduler};
@@ -47,6 +48,11 @@ impl DraftModel {
     /// How many tokens may follow a text of `tokens` in the model's context.
     pub(crate) fn room_after(&self, tokens: usize) -> usize {
         self.model.config().max_positions.saturating_sub(tokens)
+    }
+
+    /// Notes that pages hold what the model has not computed.
+    pub(crate) fn overwritten(&mut self, pages: &[PageId]) {
+        pages.iter().for_each(|page| self.filled[page.0 as usize] = 0);
     }
 
     /// Fills in the drafts of a batch, one after the other, and takes over its prompts. Returns how many times the model

@@ -17,6 +17,7 @@ pub(crate) use draft_model::DraftModel;
 use length::{Acceptance, Lengths, Offer};
 use lookup::Lookup;
 
+use crate::cache::PageId;
 use crate::config::DraftLength;
 use crate::scheduler::{BatchPlan, Scheduler};
 use crate::{Event, RequestId, Result, Speculation};
@@ -151,6 +152,13 @@ impl Speculator {
             if let Some(text) = self.texts.get_mut(&completion) {
                 text.acceptance.learn(text.matched, accepted, sequence.num_drafts);
             }
+        }
+    }
+
+    /// Notes that pages hold what the draft model has not computed.
+    pub(crate) fn overwritten(&mut self, pages: &[PageId]) {
+        if let Some(model) = &mut self.model {
+            model.overwritten(pages);
         }
     }
 

@@ -8,7 +8,7 @@ use tilewise_engine::cache::tiers::{
 };
 
 use crate::faulty::{Counts, Faulty, assert_all_happened};
-use crate::servers::Redis;
+use crate::process::Redis;
 use crate::support::{Chunks, LONG, Random, all};
 
 const CHUNKS: usize = 12;

@@ -9,6 +9,7 @@ mod disk;
 mod fakes;
 mod faults;
 mod faulty;
+mod process;
 mod servers;
 mod stack;
 mod support;

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tilewise_engine::{Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
+use tilewise_engine::{CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
 
 use self::trace::Arrival;
 use crate::args::{BenchServingOfflineArgs, Format};
@@ -34,6 +34,8 @@ struct Report {
     latency_s: Percentiles,
     /// Of the prompts' tokens that were looked up, the share that the prefix cache had.
     cache_hit_rate: f64,
+    /// Tokens of the prompts that were not computed, by where they were found.
+    cached_tokens: CachedTokens,
     preemptions: u64,
     /// Tokens that were guessed, and those that were right.
     drafted: u64,
@@ -85,6 +87,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
         speculation: model::speculation(&args.speculation),
+        tiers: model::tiers(&args.tiers)?,
         ..EngineConfig::default()
     };
     let mut engine = model::load(&device, &source, &config)?;
@@ -117,7 +120,7 @@ fn check(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
 /// Submits each request when its time has come, and steps until all are over.
 fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError> {
     let (requests, mut failed, mut steps) = (arrivals.len(), 0, 0);
-    let (mut input_tokens, mut output_tokens) = (0, 0);
+    let (mut input_tokens, mut output_tokens, mut cached_tokens) = (0, 0, CachedTokens::default());
     let mut running: HashMap<RequestId, Progress> = HashMap::new();
     let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     let mut coming = arrivals.into_iter().peekable();
@@ -154,7 +157,8 @@ fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError
                         }
                     }
                 }
-                Event::Finished { request, reason, .. } => {
+                Event::Finished { request, reason, cached_from, .. } => {
+                    cached_tokens += cached_from;
                     failed += usize::from(matches!(reason, FinishReason::Failed(_)));
                     whole.extend(running.remove(&request).map(|progress| now - progress.arrived));
                 }
@@ -176,6 +180,7 @@ fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError
         time_to_first_token_s: Percentiles::of(first),
         inter_token_latency_s: Percentiles::of(between),
         latency_s: Percentiles::of(whole),
+        cached_tokens,
         cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
         preemptions: stats.preemptions,
         drafted: stats.speculation.drafted,
@@ -217,6 +222,11 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
             "Drafts.      {accepted} of {drafted} right ({share:.1} %), {per_step:.2} tokens per draw"
         )?;
     }
+    let CachedTokens { device, host, disk, resp, object } = report.cached_tokens;
+    writeln!(
+        out,
+        "Found.       {device} tokens on the device, {host} in memory, {disk} on disk, {resp} by RESP, {object} as objects"
+    )?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! one that is bad, short, foreign or gone is a miss. No fault of a tier is an error of a request, and no tier is waited
 //! for in a step: [`Tiers`] works them on a thread of its own.
 
+mod config;
 mod disk;
 mod host;
 mod lru;
@@ -19,6 +20,7 @@ use std::fmt;
 
 use super::keys::ChunkKey;
 
+pub use config::TierConfig;
 pub use disk::DiskTier;
 pub use host::HostTier;
 pub use object::{ObjectTier, S3Bucket};

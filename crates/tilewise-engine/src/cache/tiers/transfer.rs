@@ -13,12 +13,9 @@ use crate::{Error, Result};
 /// failed.
 pub fn download_chunk(device: &dyn Device, kv: &KvCache, pages: &[PageId]) -> Result<Vec<u8>> {
     check_pages(kv, pages)?;
+    let pages: Vec<u32> = pages.iter().map(|page| page.0).collect();
     let mut chunk = Vec::with_capacity(pages.len() * device.page_layout(&kv.config).bytes);
-    let mut bytes = Vec::new();
-    for page in pages {
-        device.download_page(kv, page.0, &mut bytes)?;
-        chunk.extend_from_slice(&bytes);
-    }
+    device.download_pages(kv, &pages, &mut chunk)?;
     Ok(chunk)
 }
 

@@ -200,11 +200,15 @@ impl Device for GpuDevice {
     }
 
     fn page_layout(&self, config: &KvCacheConfig) -> PageLayout {
-        pages::layout(self.matrix_tile(), config)
+        pages::layout(&self.caps.description, self.matrix_tile(), config)
     }
 
     fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {
-        pages::download(&self.context, kv, page, bytes)
+        pages::download(&self.context, kv, &[page], bytes)
+    }
+
+    fn download_pages(&self, kv: &KvCache, pages: &[u32], bytes: &mut Vec<u8>) -> Result<()> {
+        pages::download(&self.context, kv, pages, bytes)
     }
 
     fn upload_page(&self, kv: &mut KvCache, page: u32, bytes: &[u8]) -> Result<()> {

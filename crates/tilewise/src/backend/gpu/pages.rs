@@ -16,10 +16,11 @@ pub(super) fn stored(matrix_tile: Option<u32>, dtype: DType) -> DType {
     }
 }
 
-/// Per layer keys, then values, each `[head, slot, dim]`. Products of matrix units round, so that what they computed
-/// goes by another name.
-pub(super) fn layout(matrix_tile: Option<u32>, config: &KvCacheConfig) -> PageLayout {
-    let name = matrix_tile.map_or("rows".to_owned(), |tile| format!("rows-tile-{tile}"));
+/// Per layer keys, then values, each `[head, slot, dim]`. Its name has the adapter and its driver, which compiles the
+/// arithmetic, and whether matrix units are used, whose products round.
+pub(super) fn layout(adapter: &str, matrix_tile: Option<u32>, config: &KvCacheConfig) -> PageLayout {
+    let rows = matrix_tile.map_or("rows".to_owned(), |tile| format!("rows-tile-{tile}"));
+    let name = format!("{rows} of {adapter}");
     let dtype = stored(matrix_tile, config.dtype);
     PageLayout { name, dtype, bytes: page_bytes(config, dtype) }
 }
@@ -29,10 +30,14 @@ fn page_bytes(config: &KvCacheConfig, dtype: DType) -> usize {
     config.num_layers * config.num_kv_heads * config.page_size * row * dtype.size()
 }
 
-/// Replaces `bytes` by a page.
-pub(super) fn download(context: &Context, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {
-    checks::page("download_page", kv, page, kv.config.value_dim)?;
-    context.read(&spans(kv, page)?, bytes)
+/// Replaces `bytes` by pages, in one read.
+pub(super) fn download(context: &Context, kv: &KvCache, pages: &[u32], bytes: &mut Vec<u8>) -> Result<()> {
+    let mut all = Vec::new();
+    for &page in pages {
+        checks::page("download_page", kv, page, kv.config.value_dim)?;
+        all.extend(spans(kv, page)?);
+    }
+    context.read(&all, bytes)
 }
 
 /// Overwrites a page.
