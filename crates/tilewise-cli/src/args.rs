@@ -444,6 +444,12 @@ pub(crate) struct BenchServingOfflineArgs {
     /// Compute every prompt whole
     #[arg(long)]
     pub(crate) disable_radix_cache: bool,
+    /// Publish what enters and leaves the prefix cache here, over ZeroMQ as vLLM does
+    #[arg(long, value_name = "tcp://HOST:PORT")]
+    pub(crate) kv_events: Option<String>,
+    /// Tell again here what a subscriber missed
+    #[arg(long, value_name = "tcp://HOST:PORT", requires = "kv_events")]
+    pub(crate) kv_events_replay: Option<String>,
     /// How to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,

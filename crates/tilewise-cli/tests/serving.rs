@@ -50,6 +50,7 @@ fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
     std::fs::write(&path, format!("{good}{{}}\n")).unwrap();
     refused(&args, 2, &["trace.jsonl:5", "max_new_tokens"]);
     refused(&["bench-serving-offline", "--trace", "/no/such/file"], 1, &["/no/such/file"]);
+    refused(&["bench-serving-offline", "--kv-events", "nowhere"], 2, &["KV events endpoint", "nowhere"]);
     refused(&["bench-serving-offline", "--input-len", "9,3"], 2, &["--input-len"]);
 }
 
@@ -65,7 +66,7 @@ fn drafts_are_reported_and_change_no_token_count() {
         assert_eq!(report["output_tokens"], json!(90));
         assert!(run(&args).contains("Drafts. "));
     }
-    refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 1, &["max_drafts"]);
+    refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 2, &["max_drafts"]);
     refused(&["bench-serving-offline", "--speculate", "/no/such/folder"], 1, &["/no/such/folder"]);
 }
 

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::{CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
 
 use self::trace::Arrival;
@@ -86,12 +87,16 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         max_running: args.max_running,
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
+        kv_events: args.kv_events.is_some(),
         speculation: model::speculation(&args.speculation),
         tiers: model::tiers(&args.tiers)?,
         ..EngineConfig::default()
     };
     let mut engine = model::load(&device, &source, &config)?;
-    let report = serve(&mut engine, arrivals)?;
+    let replay = args.kv_events_replay.as_deref();
+    let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
+    let mut publisher = args.kv_events.as_ref().map(listen).transpose()?;
+    let report = serve(&mut engine, arrivals, publisher.as_mut())?;
     let mut stdout = std::io::stdout().lock();
     match args.format {
         Format::Json => writeln!(stdout, "{}", super::json_line(&report)?)?,
@@ -118,7 +123,11 @@ fn check(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
 }
 
 /// Submits each request when its time has come, and steps until all are over.
-fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError> {
+fn serve(
+    engine: &mut Engine,
+    arrivals: Vec<Arrival>,
+    mut publisher: Option<&mut KvEventPublisher>,
+) -> Result<Report, CliError> {
     let (requests, mut failed, mut steps) = (arrivals.len(), 0, 0);
     let (mut input_tokens, mut output_tokens, mut cached_tokens) = (0, 0, CachedTokens::default());
     let mut running: HashMap<RequestId, Progress> = HashMap::new();
@@ -145,6 +154,9 @@ fn serve(engine: &mut Engine, arrivals: Vec<Arrival>) -> Result<Report, CliError
         }
         let events = engine.step()?;
         steps += 1;
+        if let Some(publisher) = &mut publisher {
+            publisher.publish(&engine.take_kv_events());
+        }
         let now = start.elapsed().as_secs_f64();
         for event in events {
             match event {
