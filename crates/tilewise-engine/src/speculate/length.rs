@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::Completion;
 
-/// One step in so many is used to look again at what does not pay.
+/// One step in so many is used to look again at what is not done otherwise: drafts where they do not pay, none where they
+/// do.
 const LOOK_AGAIN: u64 = 64;
 /// Drafts that such a step has at most: a batch of sixteen is not slowed down by them much.
 const LOOK_AGAIN_DRAFTS: usize = 4;
@@ -58,22 +59,20 @@ impl Acceptance {
 /// What steps took, and how many drafts follow from it.
 #[derive(Debug, Default)]
 pub(super) struct Lengths {
-    /// Seconds of a step by its rows: tokens and drafts.
-    steps: BTreeMap<usize, f64>,
-    /// Seconds that a draft model takes for one draft of every sequence.
-    drafting: f64,
+    /// Times of steps by their rows: tokens and drafts.
+    steps: BTreeMap<usize, Times>,
+    /// Times that a draft model takes for one draft of every sequence.
+    drafting: Times,
     chosen: u64,
 }
 
 impl Lengths {
     pub(super) fn observe_step(&mut self, rows: usize, took: Duration) {
-        let took = took.as_secs_f64();
-        self.steps.entry(rows).and_modify(|seconds| *seconds = average(*seconds, took)).or_insert(took);
+        self.steps.entry(rows).or_default().push(took.as_secs_f64());
     }
 
     pub(super) fn observe_drafting(&mut self, levels: usize, took: Duration) {
-        let took = took.as_secs_f64() / levels as f64;
-        self.drafting = if self.drafting == 0.0 { took } else { average(self.drafting, took) };
+        self.drafting.push(took.as_secs_f64() / levels as f64);
     }
 
     /// Cuts the drafts of each offer to what makes the most tokens per second together. `drafted` says that a model makes
@@ -89,7 +88,8 @@ impl Lengths {
         // Of one sequence they stand in order: chances fall, and equal ones stay as they are.
         places.sort_by(|a, b| b.0.total_cmp(&a.0));
         let seconds = |drafts: usize, levels: usize| {
-            self.seconds(sequences + drafts) + if drafted { self.drafting * levels as f64 } else { 0.0 }
+            self.seconds(sequences + drafts)
+                + if drafted { self.drafting.seconds() * levels as f64 } else { 0.0 }
         };
         let (mut tokens, mut levels) = (sequences as f64, 0);
         let (mut best, mut most) = (0, tokens / seconds(0, 0));
@@ -102,8 +102,14 @@ impl Lengths {
             }
         }
         self.chosen += 1;
+        let looks_again = self.chosen.is_multiple_of(LOOK_AGAIN);
+        // What drafts are worth shows beside a step without any.
+        if !self.steps.contains_key(&sequences) || looks_again && best > 0 {
+            offers.iter_mut().for_each(|offer| offer.drafts.clear());
+            return;
+        }
         let mut lengths = vec![0; sequences];
-        if best == 0 && self.chosen.is_multiple_of(LOOK_AGAIN) && sequences > 0 {
+        if looks_again && sequences > 0 {
             let index = (self.chosen / LOOK_AGAIN) as usize % sequences;
             lengths[index] = LOOK_AGAIN_DRAFTS;
         }
@@ -114,19 +120,34 @@ impl Lengths {
     /// What a step of so many rows is thought to take: between those that were seen on a line, beyond them as long as the
     /// last, so that it is tried.
     fn seconds(&self, rows: usize) -> f64 {
-        let below = self.steps.range(..=rows).next_back();
-        let above = self.steps.range(rows..).next();
+        let below = self.steps.range(..=rows).next_back().map(|(&rows, times)| (rows, times.seconds()));
+        let above = self.steps.range(rows..).next().map(|(&rows, times)| (rows, times.seconds()));
         match (below, above) {
-            (Some((&a, &x)), Some((&b, &y))) if b > a => x + (y - x) * (rows - a) as f64 / (b - a) as f64,
-            (Some((_, &x)), _) | (_, Some((_, &x))) => x,
+            (Some((a, x)), Some((b, y))) if b > a => x + (y - x) * (rows - a) as f64 / (b - a) as f64,
+            (Some((_, x)), _) | (_, Some((_, x))) => x,
             (None, None) => 1.0,
         }
     }
 }
 
-/// A moving average that a pause of the machine does not throw off.
-fn average(seconds: f64, took: f64) -> f64 {
-    seconds + 0.2 * (took.min(4.0 * seconds) - seconds)
+/// The times that something took last.
+#[derive(Debug, Default)]
+struct Times {
+    last: [f64; 4],
+    count: usize,
+}
+
+impl Times {
+    fn push(&mut self, seconds: f64) {
+        self.last[self.count % self.last.len()] = seconds;
+        self.count += 1;
+    }
+
+    /// The least of them: kernels that were compiled and pauses of the machine say nothing of the next time. Zero of none.
+    fn seconds(&self) -> f64 {
+        let known = self.last.iter().take(self.count).copied();
+        known.reduce(f64::min).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +172,7 @@ mod tests {
 
     fn lengths(seconds: impl Fn(usize) -> f64) -> Lengths {
         let mut lengths = Lengths::default();
-        for rows in [1, 2, 4, 8, 16, 32, 64] {
+        for rows in [1, 2, 4, 8, 16, 32, 64, 80] {
             lengths.observe_step(rows, Duration::from_secs_f64(seconds(rows)));
         }
         lengths
@@ -177,6 +198,32 @@ mod tests {
         let tried: usize =
             (0..10 * LOOK_AGAIN).map(|_| chosen(&mut lengths, &[0.5; 16]).iter().sum::<usize>()).sum();
         assert_eq!(tried, 10 * LOOK_AGAIN_DRAFTS);
+    }
+
+    #[test]
+    fn drafts_begin_when_a_step_without_any_is_known_and_stop_now_and_then() {
+        let mut fresh = Lengths::default();
+        assert_eq!(chosen(&mut fresh, &[0.9, 0.9]), [0, 0]);
+        fresh.observe_step(2, Duration::from_millis(10));
+        assert_eq!(chosen(&mut fresh, &[0.9, 0.9]), [8, 8], "more rows are tried");
+        fresh.observe_step(18, Duration::from_millis(100));
+        assert!(
+            chosen(&mut fresh, &[0.9, 0.9]).iter().sum::<usize>() < 8,
+            "but not again where they cost too much"
+        );
+        let mut free = lengths(|_| 0.01);
+        let without = (0..4 * LOOK_AGAIN).filter(|_| chosen(&mut free, &[0.9, 0.9]) == [0, 0]).count();
+        assert_eq!(without, 4);
+    }
+
+    #[test]
+    fn a_pause_is_forgotten_and_a_change_is_not() {
+        let mut times = Times::default();
+        assert_eq!(times.seconds(), 0.0);
+        for (seconds, want) in [(9.0, 9.0), (1.0, 1.0), (9.0, 1.0), (2.0, 1.0), (2.0, 1.0), (2.0, 2.0)] {
+            times.push(seconds);
+            assert_eq!(times.seconds(), want);
+        }
     }
 
     #[test]
