@@ -192,6 +192,9 @@ fn generate_prints_the_same_as_text_and_as_json() {
         "stop",
         "prefill_s",
         "decode_median_s",
+        "cached_tokens",
+        "drafted",
+        "accepted",
     ];
     let got: std::collections::BTreeSet<_> = object.keys().map(String::as_str).collect();
     assert_eq!(got, want.into());
