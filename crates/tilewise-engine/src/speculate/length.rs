@@ -8,6 +8,8 @@ use super::Completion;
 /// One step in so many is used to look again at what is not done otherwise: drafts where they do not pay, none where they
 /// do.
 const LOOK_AGAIN: u64 = 64;
+/// Drafts have to promise so much more than none: times are not known better.
+const WORTH: f64 = 1.05;
 /// Drafts that such a step has at most: a batch of sixteen is not slowed down by them much.
 const LOOK_AGAIN_DRAFTS: usize = 4;
 
@@ -92,7 +94,7 @@ impl Lengths {
                 + if drafted { self.drafting.seconds() * levels as f64 } else { 0.0 }
         };
         let (mut tokens, mut levels) = (sequences as f64, 0);
-        let (mut best, mut most) = (0, tokens / seconds(0, 0));
+        let (mut best, mut most) = (0, WORTH * tokens / seconds(0, 0));
         for (count, &(chance, length, _)) in (1..).zip(&places).take(super::MAX_STEP_DRAFTS) {
             tokens += chance;
             levels = levels.max(length);
