@@ -128,6 +128,9 @@ impl EngineConfig {
         {
             return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
         }
+        if self.kv_events && !self.prefix_cache {
+            return Err(Error::value("KV events", "none without the prefix cache", "some"));
+        }
         if !self.tiers.is_empty() && !self.prefix_cache {
             return Err(no_tiers());
         }

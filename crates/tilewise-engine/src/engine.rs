@@ -86,7 +86,8 @@ impl Engine {
             speculation.map_or(0, |speculation| (max_running * speculation.max_drafts).min(MAX_STEP_DRAFTS));
         let limits = Limits {
             max_batch_tokens: config.max_batch_tokens,
-            max_logits_rows: (max_running + max_drafts).min(config.max_batch_tokens),
+            // Completions that begin have rows and no tokens: the tokens of a batch do not limit its rows.
+            max_logits_rows: max_running + max_drafts,
         };
         let model = load(&*device, &sizes, &weights, dtype, limits, report)?;
         drop(weights);

@@ -97,6 +97,8 @@ fn events_say_what_is_cached_through_splits_evictions_and_clearing() {
     let mut silent = open(folder.path(), &small()).unwrap();
     run_all(&mut silent, &[GenerateRequest::new(shared, 3)]);
     assert_eq!(silent.take_kv_events(), []);
+    let error = open(folder.path(), &EngineConfig { prefix_cache: false, ..config }).err().unwrap();
+    assert!(error.to_string().contains("KV events"), "{error}");
 }
 
 #[test]

@@ -136,6 +136,20 @@ fn a_model_that_drafts_for_itself_is_always_right() {
 }
 
 #[test]
+fn completions_that_begin_beside_drafts_find_room_for_their_logits() {
+    let folder = model_folder(&tiny_config(), Dtype::BF16);
+    let mut requests = requests(9, 30);
+    requests.iter_mut().skip(1).for_each(|request| request.n = 6);
+    let plain = EngineConfig { max_batch_tokens: 8, max_running: 8, ..small() };
+    let want = run_completions(&mut open(folder.path(), &plain).unwrap(), &requests);
+    let config = EngineConfig { speculation: fixed(model(folder.path()), 6), ..plain };
+    let got = run_completions(&mut open(folder.path(), &config).unwrap(), &requests);
+    for (got, want) in got.iter().zip(&want) {
+        assert_same("small batches", got, want);
+    }
+}
+
+#[test]
 fn a_gpu_gives_the_same_bits_with_drafts() {
     for gpu in gpus() {
         let (count, new_tokens) = if gpu.software { (4, 24) } else { (16, 40) };
