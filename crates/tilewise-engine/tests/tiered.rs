@@ -32,8 +32,10 @@ use tempfile::TempDir;
 use tilewise_engine::cache::tiers::{
     CacheTier, DiskTier, HostTier, ObjectTier, RespTier, Source, TierConfig,
 };
+use tilewise_engine::model::ModelSource;
 use tilewise_engine::{
-    CachedTokens, Engine, EngineConfig, Error, Event, GenerateRequest, KvBudget, RequestId, SamplingParams,
+    CachedTokens, DraftLength, Drafter, Engine, EngineConfig, Error, Event, GenerateRequest, KvBudget,
+    RequestId, SamplingParams, Speculation,
 };
 
 const VOCAB: u64 = 131;
@@ -118,6 +120,24 @@ fn with_tiers(tiers: Vec<TierConfig>) -> EngineConfig {
 
 fn disk(folder: &TempDir) -> TierConfig {
     TierConfig::Disk { folder: folder.path().to_owned(), bytes: 1 << 30 }
+}
+
+#[test]
+fn drafts_and_prompt_logprobs_go_with_tiers() {
+    let (model, folder) = (model(), tempfile::tempdir().unwrap());
+    let mut requests = sharing(1024, 6, 12);
+    let want = cold(model.path(), &requests);
+    requests[1].prompt_logprobs = Some(2);
+    let drafter = Drafter::Model(ModelSource::Folder(model.path().to_owned()));
+    let speculation = Some(Speculation { drafter, max_drafts: 3, length: DraftLength::Fixed });
+    let config = EngineConfig { speculation, ..with_tiers(vec![disk(&folder)]) };
+    for round in ["first", "again"] {
+        let mut engine = open(model.path(), &config).unwrap();
+        let (got, sources) = run_reporting(&mut engine, &requests);
+        assert_same(round, &got, &want);
+        assert_eq!(sources[1].total(), 0, "{round}: its whole prompt is computed");
+        assert!(engine.stats().speculation.accepted > 0, "{round}: {:?}", engine.stats());
+    }
 }
 
 #[test]
