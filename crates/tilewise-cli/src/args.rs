@@ -441,6 +441,9 @@ pub(crate) struct BenchServingOfflineArgs {
     /// Tokens that the cache holds; as many as fit unless given
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,
+    /// Memory for the pages of requests that give way to older ones: they are computed again unless given
+    #[arg(long, value_parser = bytes, value_name = "SIZE")]
+    pub(crate) swap_space: Option<u64>,
     /// Compute every prompt whole
     #[arg(long)]
     pub(crate) disable_radix_cache: bool,

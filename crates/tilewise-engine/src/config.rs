@@ -20,6 +20,19 @@ pub enum KvBudget {
     Tokens(usize),
 }
 
+/// What becomes of the pages of a sequence that gives way to an older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Preemption {
+    /// Nothing: what the prefix cache does not have any more is computed again.
+    Recompute,
+    /// They are copied to the host's memory and back. What there is no room for is computed again.
+    Swap {
+        /// The memory that they take at most.
+        bytes: usize,
+    },
+}
+
 /// Where drafts come from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -81,6 +94,8 @@ pub struct EngineConfig {
     pub tiers: Vec<TierConfig>,
     /// What a step serves first.
     pub priority: Priority,
+    /// What becomes of the pages of a sequence that gives way.
+    pub preemption: Preemption,
     /// Whether several tokens of a sequence are guessed and verified in one step.
     pub speculation: Option<Speculation>,
     /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
@@ -100,6 +115,7 @@ impl Default for EngineConfig {
             kv_events: false,
             tiers: Vec::new(),
             priority: Priority::Decode,
+            preemption: Preemption::Recompute,
             speculation: None,
             attention_kernel: None,
         }

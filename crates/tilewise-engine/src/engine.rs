@@ -1,10 +1,12 @@
 //! One step: schedule, run, sample.
 
+mod swap;
 mod tiered;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use swap::HostPages;
 use tiered::Tiered;
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
 
@@ -16,8 +18,8 @@ use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
 use crate::sampler::{Drawn, Sampler};
-use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig};
-use crate::speculate::{DraftModel, MAX_STEP_DRAFTS, SpeculationStats, Speculator};
+use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig, SwapStats};
+use crate::speculate::{DraftModel, SpeculationStats, Speculator, max_step_drafts};
 use crate::{
     Drafter, EngineConfig, Error, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result,
 };
@@ -38,6 +40,8 @@ pub struct Engine {
     /// The weights and their type, which name what tiers keep.
     source: ModelSource,
     dtype: DType,
+    /// Pages of sequences that gave way.
+    host_pages: HostPages,
     tiered: Option<Tiered>,
 }
 
@@ -54,6 +58,10 @@ pub struct EngineStats {
     pub total_tokens: usize,
     /// How often a sequence lost its pages to an older one, so far.
     pub preemptions: u64,
+    /// What was saved of them and restored.
+    pub swap: SwapStats,
+    /// Bytes of them that are kept in the host's memory now.
+    pub swapped_bytes: usize,
     /// What the prefix cache was asked for and had.
     pub prefix: PrefixStats,
     /// What was guessed and was right.
@@ -82,8 +90,7 @@ impl Engine {
         let dtype = weight_dtype(config, &weights, &sizes);
         let max_running = config.max_running.min(config.max_batch_tokens);
         let speculation = config.speculation.as_ref();
-        let max_drafts =
-            speculation.map_or(0, |speculation| (max_running * speculation.max_drafts).min(MAX_STEP_DRAFTS));
+        let max_drafts = speculation.map_or(0, |speculation| max_step_drafts(speculation, max_running));
         let limits = Limits {
             max_batch_tokens: config.max_batch_tokens,
             // Completions that begin have rows and no tokens: the tokens of a batch do not limit its rows.
@@ -113,6 +120,7 @@ impl Engine {
             max_drafts,
             priority: config.priority,
             prefix_cache: config.prefix_cache,
+            swap_pages: swap::max_pages(config.preemption, device.page_layout(&kv.config).bytes),
         });
         if config.kv_events {
             scheduler.tell_kv_events();
@@ -128,6 +136,7 @@ impl Engine {
             limits,
             source: source.clone(),
             dtype,
+            host_pages: HostPages::default(),
             tiered: None,
             device,
             model,
@@ -174,7 +183,9 @@ impl Engine {
         if let Some(tiered) = &mut self.tiered {
             tiered.abort(request);
         }
-        self.scheduler.abort(request, &mut self.pages)
+        let is_known = self.scheduler.abort(request, &mut self.pages);
+        self.host_pages.keep(&self.scheduler);
+        is_known
     }
 
     /// Computes one batch and returns what happened; nothing, if nothing waits, or only for tiers.
@@ -205,6 +216,7 @@ impl Engine {
     ) -> Result<Vec<Event>> {
         let Some(mut batch) = self.schedule() else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
+        self.swap(&batch)?;
         let device = &*self.device;
         let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
         device.copy_pages(&mut self.kv, &copies)?;
@@ -223,6 +235,7 @@ impl Engine {
             drawn.sampled.iter().map(|&outcome| outcome.map_err(failure)).collect();
         failed.into_iter().for_each(|(row, why)| outcomes[row] = Err(why));
         events.extend(self.commit(&batch, drawn, &outcomes));
+        self.host_pages.keep(&self.scheduler);
         if let Some(speculator) = &mut self.speculator {
             speculator.learn(&batch, &events);
         }
@@ -309,6 +322,8 @@ impl Engine {
             free_tokens: (self.pages.num_free() + self.pages.num_idle()) * page_size,
             total_tokens: self.pages.num_pages() * page_size,
             preemptions: self.scheduler.num_preemptions(),
+            swap: self.scheduler.swap_stats(),
+            swapped_bytes: self.host_pages.num_bytes(),
             prefix: self.scheduler.prefix_stats(),
             speculation: self.speculator.as_ref().map(Speculator::stats).unwrap_or_default(),
         }

@@ -18,7 +18,7 @@ pub mod scheduler;
 mod speculate;
 pub mod tokenizer;
 
-pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Speculation};
+pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;

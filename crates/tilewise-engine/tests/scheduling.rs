@@ -26,6 +26,7 @@ impl Bench {
             max_drafts: 0,
             priority,
             prefix_cache: false,
+            swap_pages: 0,
         };
         Self { scheduler: Scheduler::new(config), pages: PagePool::new(num_pages) }
     }

@@ -23,7 +23,12 @@ use crate::scheduler::{BatchPlan, Scheduler};
 use crate::{Event, RequestId, Result, Speculation};
 
 /// Drafts that one step verifies at most: each takes a row of logits.
-pub(crate) const MAX_STEP_DRAFTS: usize = 64;
+const MAX_STEP_DRAFTS: usize = 64;
+
+/// Drafts that a step of so many sequences verifies at most.
+pub(crate) fn max_step_drafts(config: &Speculation, max_running: usize) -> usize {
+    (max_running * config.max_drafts).min(MAX_STEP_DRAFTS)
+}
 
 /// What became of drafts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::cache::events::KvEventPublisher;
-use tilewise_engine::{CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
+use tilewise_engine::{
+    CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, Preemption, RequestId,
+};
 
 use self::trace::Arrival;
 use crate::args::{BenchServingOfflineArgs, Format};
@@ -38,6 +40,8 @@ struct Report {
     /// Tokens of the prompts that were not computed, by where they were found.
     cached_tokens: CachedTokens,
     preemptions: u64,
+    saved_pages: u64,
+    restored_pages: u64,
     /// Tokens that were guessed, and those that were right.
     drafted: u64,
     accepted: u64,
@@ -88,6 +92,9 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
         kv_events: args.kv_events.is_some(),
+        preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
+            bytes: bytes.try_into().unwrap_or(usize::MAX),
+        }),
         speculation: model::speculation(&args.speculation),
         tiers: model::tiers(&args.tiers)?,
         ..EngineConfig::default()
@@ -195,6 +202,8 @@ fn serve(
         cached_tokens,
         cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
         preemptions: stats.preemptions,
+        saved_pages: stats.swap.saved_pages,
+        restored_pages: stats.swap.restored_pages,
         drafted: stats.speculation.drafted,
         accepted: stats.speculation.accepted,
         steps,
@@ -225,6 +234,10 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
     }
     let (hits, preemptions) = (report.cache_hit_rate * 100.0, report.preemptions);
     writeln!(out, "Cache.       {hits:.1} % of prompt tokens found, {preemptions} preemptions")?;
+    if report.saved_pages > 0 {
+        let Report { saved_pages, restored_pages, .. } = report;
+        writeln!(out, "Swap.        {restored_pages} of {saved_pages} saved pages came back")?;
+    }
     if report.drafted > 0 {
         let Report { drafted, accepted, .. } = report;
         let share = *accepted as f64 / *drafted as f64 * 100.0;
