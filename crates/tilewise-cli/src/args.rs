@@ -438,6 +438,9 @@ pub(crate) struct BenchServingOfflineArgs {
     /// Tokens that one step computes at most
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) chunked_prefill_size: usize,
+    /// Prompts slow requests that generate down so many times at most; they take whole steps unless given
+    #[arg(long, value_name = "X")]
+    pub(crate) decode_slowdown: Option<f64>,
     /// Tokens that the cache holds; as many as fit unless given
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,

@@ -94,6 +94,10 @@ pub struct EngineConfig {
     pub tiers: Vec<TierConfig>,
     /// What a step serves first.
     pub priority: Priority,
+    /// How long a step with sequences that generate may take, as a multiple of one without prompts beside them, above 1:
+    /// prompts enter in chunks that fit, by what steps took so far. `None` leaves them the whole step, which is the
+    /// highest throughput.
+    pub decode_slowdown: Option<f64>,
     /// What becomes of the pages of a sequence that gives way.
     pub preemption: Preemption,
     /// Whether several tokens of a sequence are guessed and verified in one step.
@@ -115,6 +119,7 @@ impl Default for EngineConfig {
             kv_events: false,
             tiers: Vec::new(),
             priority: Priority::Decode,
+            decode_slowdown: None,
             preemption: Preemption::Recompute,
             speculation: None,
             attention_kernel: None,
@@ -143,6 +148,14 @@ impl EngineConfig {
             && !(1..=32).contains(&speculation.max_drafts)
         {
             return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
+        }
+        if let Some(slowdown) = self.decode_slowdown {
+            if !(slowdown > 1.0 && slowdown.is_finite()) {
+                return Err(Error::value("decode_slowdown", "above 1", slowdown));
+            }
+            if self.priority == Priority::Prefill {
+                return Err(Error::value("decode_slowdown", "none where prompts are served first", slowdown));
+            }
         }
         if self.kv_events && !self.prefix_cache {
             return Err(Error::value("KV events", "none without the prefix cache", "some"));

@@ -1,11 +1,14 @@
 //! One step: schedule, run, sample.
 
+mod pace;
 mod swap;
 mod tiered;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use pace::Pace;
 use swap::HostPages;
 use tiered::Tiered;
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
@@ -40,6 +43,7 @@ pub struct Engine {
     /// The weights and their type, which name what tiers keep.
     source: ModelSource,
     dtype: DType,
+    pace: Option<Pace>,
     /// Pages of sequences that gave way.
     host_pages: HostPages,
     tiered: Option<Tiered>,
@@ -136,6 +140,7 @@ impl Engine {
             limits,
             source: source.clone(),
             dtype,
+            pace: config.decode_slowdown.map(|slowdown| Pace::new(slowdown, config.max_batch_tokens)),
             host_pages: HostPages::default(),
             tiered: None,
             device,
@@ -214,6 +219,7 @@ impl Engine {
         &mut self,
         look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
     ) -> Result<Vec<Event>> {
+        let start = Instant::now();
         let Some(mut batch) = self.schedule() else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
         self.swap(&batch)?;
@@ -239,6 +245,9 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.learn(&batch, &events);
         }
+        if let Some(pace) = &mut self.pace {
+            pace.learn(&batch, start.elapsed());
+        }
         self.demote();
         Ok(events)
     }
@@ -248,6 +257,9 @@ impl Engine {
         self.promote(false);
         if let Some(speculator) = &mut self.speculator {
             speculator.propose(&mut self.scheduler);
+        }
+        if let Some(pace) = &self.pace {
+            self.scheduler.set_prefill_beside_decodes(pace.tokens());
         }
         let batch = self.scheduler.schedule(&mut self.pages);
         if batch.is_none() && self.promote(true) {

@@ -16,6 +16,7 @@ pub mod request;
 pub mod sampler;
 pub mod scheduler;
 mod speculate;
+mod times;
 pub mod tokenizer;
 
 pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};

@@ -104,6 +104,18 @@ fn any_chunk_page_size_and_thread_count_gives_the_same_bits() {
 }
 
 #[test]
+fn prompts_held_back_for_those_who_generate_change_no_bit() {
+    let requests = requests(12);
+    let want = alone(Dtype::F32, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    for decode_slowdown in [1.01, 2.0, 1e6] {
+        let config = EngineConfig { decode_slowdown: Some(decode_slowdown), max_running: 4, ..small() };
+        let got = run_all(&mut open(folder.path(), &config).unwrap(), &requests);
+        assert_same(&format!("slowdown {decode_slowdown}"), &got, &want);
+    }
+}
+
+#[test]
 fn a_gpu_gives_the_same_bits_in_any_batch_chunk_and_page_size() {
     for gpu in gpus() {
         let (count, new_tokens) = if gpu.software { (5, 6) } else { (16, NEW_TOKENS) };

@@ -128,6 +128,11 @@ impl BatchBuilder {
         self.room
     }
 
+    /// Takes no more than so many tokens from here on.
+    pub(super) fn limit(&mut self, tokens: usize) {
+        self.room = self.room.min(tokens);
+    }
+
     /// Completions that begin with this step.
     pub(super) fn num_forks(&self) -> usize {
         self.forks

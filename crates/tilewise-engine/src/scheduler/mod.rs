@@ -87,6 +87,7 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     prefix: PrefixTree,
+    prefill_beside_decodes: usize,
     submitted: u64,
     preemptions: u64,
     /// What the step that was scheduled last saves, until it is committed.
@@ -104,6 +105,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             prefix: PrefixTree::new(config.page_size),
+            prefill_beside_decodes: usize::MAX,
             submitted: 0,
             preemptions: 0,
             saves: Vec::new(),
@@ -166,6 +168,11 @@ impl Scheduler {
     /// Limits the tokens of later steps.
     pub fn set_max_batch_tokens(&mut self, max_batch_tokens: usize) {
         self.config.max_batch_tokens = max_batch_tokens.max(1);
+    }
+
+    /// Limits the tokens of prompts in later steps that have sequences that generate, where these are served first.
+    pub fn set_prefill_beside_decodes(&mut self, tokens: usize) {
+        self.prefill_beside_decodes = tokens.max(1);
     }
 
     /// Tokens that one step computes at most.
@@ -260,6 +267,9 @@ impl Scheduler {
         match self.config.priority {
             Priority::Decode => {
                 self.schedule_decodes(&mut batch, pages);
+                if !batch.is_empty() {
+                    batch.limit(self.prefill_beside_decodes);
+                }
                 self.schedule_prefills(&mut batch, pages);
                 self.admit(&mut batch, pages);
             }

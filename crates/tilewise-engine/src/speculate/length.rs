@@ -1,9 +1,9 @@
 //! How many drafts a step verifies: as many as make the most tokens per second by what was seen so far.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Completion;
+use crate::times::{StepTimes, Times};
 
 /// One step in so many is used to look again at what is not done otherwise: drafts where they do not pay, none where they
 /// do.
@@ -62,7 +62,7 @@ impl Acceptance {
 #[derive(Debug, Default)]
 pub(super) struct Lengths {
     /// Times of steps by their rows: tokens and drafts.
-    steps: BTreeMap<usize, Times>,
+    steps: StepTimes,
     /// Times that a draft model takes for one draft of every sequence.
     drafting: Times,
     chosen: u64,
@@ -70,7 +70,7 @@ pub(super) struct Lengths {
 
 impl Lengths {
     pub(super) fn observe_step(&mut self, rows: usize, took: Duration) {
-        self.steps.entry(rows).or_default().push(took.as_secs_f64());
+        self.steps.observe(rows, took);
     }
 
     pub(super) fn observe_drafting(&mut self, levels: usize, took: Duration) {
@@ -90,7 +90,7 @@ impl Lengths {
         // Of one sequence they stand in order: chances fall, and equal ones stay as they are.
         places.sort_by(|a, b| b.0.total_cmp(&a.0));
         let seconds = |drafts: usize, levels: usize| {
-            self.seconds(sequences + drafts)
+            self.steps.seconds(sequences + drafts).unwrap_or(1.0)
                 + if drafted { self.drafting.seconds() * levels as f64 } else { 0.0 }
         };
         let (mut tokens, mut levels) = (sequences as f64, 0);
@@ -106,7 +106,7 @@ impl Lengths {
         self.chosen += 1;
         let looks_again = self.chosen.is_multiple_of(LOOK_AGAIN);
         // What drafts are worth shows beside a step without any.
-        if !self.steps.contains_key(&sequences) || looks_again && best > 0 {
+        if !self.steps.has_seen(sequences) || looks_again && best > 0 {
             offers.iter_mut().for_each(|offer| offer.drafts.clear());
             return;
         }
@@ -117,38 +117,6 @@ impl Lengths {
         }
         places[..best].iter().for_each(|&(_, _, index)| lengths[index] += 1);
         offers.iter_mut().zip(lengths).for_each(|(offer, length)| offer.drafts.truncate(length));
-    }
-
-    /// What a step of so many rows is thought to take: between those that were seen on a line, beyond them as long as the
-    /// last, so that it is tried.
-    fn seconds(&self, rows: usize) -> f64 {
-        let below = self.steps.range(..=rows).next_back().map(|(&rows, times)| (rows, times.seconds()));
-        let above = self.steps.range(rows..).next().map(|(&rows, times)| (rows, times.seconds()));
-        match (below, above) {
-            (Some((a, x)), Some((b, y))) if b > a => x + (y - x) * (rows - a) as f64 / (b - a) as f64,
-            (Some((_, x)), _) | (_, Some((_, x))) => x,
-            (None, None) => 1.0,
-        }
-    }
-}
-
-/// The times that something took last.
-#[derive(Debug, Default)]
-struct Times {
-    last: [f64; 4],
-    count: usize,
-}
-
-impl Times {
-    fn push(&mut self, seconds: f64) {
-        self.last[self.count % self.last.len()] = seconds;
-        self.count += 1;
-    }
-
-    /// The least of them: kernels that were compiled and pauses of the machine say nothing of the next time. Zero of none.
-    fn seconds(&self) -> f64 {
-        let known = self.last.iter().take(self.count).copied();
-        known.reduce(f64::min).unwrap_or_default()
     }
 }
 
@@ -216,16 +184,6 @@ mod tests {
         let mut free = lengths(|_| 0.01);
         let without = (0..4 * LOOK_AGAIN).filter(|_| chosen(&mut free, &[0.9, 0.9]) == [0, 0]).count();
         assert_eq!(without, 4);
-    }
-
-    #[test]
-    fn a_pause_is_forgotten_and_a_change_is_not() {
-        let mut times = Times::default();
-        assert_eq!(times.seconds(), 0.0);
-        for (seconds, want) in [(9.0, 9.0), (1.0, 1.0), (9.0, 1.0), (2.0, 1.0), (2.0, 1.0), (2.0, 2.0)] {
-            times.push(seconds);
-            assert_eq!(times.seconds(), want);
-        }
     }
 
     #[test]

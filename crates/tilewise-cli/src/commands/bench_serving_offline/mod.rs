@@ -33,6 +33,9 @@ struct Report {
     time_to_first_token_s: Percentiles,
     /// Between a request's tokens.
     inter_token_latency_s: Percentiles,
+    /// Of these, those while another request had no token yet, and the others.
+    inter_token_beside_prompts_s: Percentiles,
+    inter_token_alone_s: Percentiles,
     /// From a request's arrival to its end.
     latency_s: Percentiles,
     /// Of the prompts' tokens that were looked up, the share that the prefix cache had.
@@ -92,6 +95,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
         kv_events: args.kv_events.is_some(),
+        decode_slowdown: args.decode_slowdown,
         preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
             bytes: bytes.try_into().unwrap_or(usize::MAX),
         }),
@@ -129,30 +133,74 @@ fn check(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What happened so far.
+#[derive(Default)]
+struct Record {
+    running: HashMap<RequestId, Progress>,
+    failed: usize,
+    input_tokens: usize,
+    output_tokens: usize,
+    cached_tokens: CachedTokens,
+    first: Vec<f64>,
+    beside: Vec<f64>,
+    alone: Vec<f64>,
+    whole: Vec<f64>,
+}
+
+impl Record {
+    /// Submits a request.
+    fn submit(&mut self, engine: &mut Engine, arrival: Arrival) -> Result<(), CliError> {
+        let tokens = arrival.request.prompt.len();
+        match engine.submit(arrival.request) {
+            Ok(request) => {
+                self.input_tokens += tokens;
+                self.running.insert(request, Progress { arrived: arrival.at, last: None });
+            }
+            // It could never run; the others do.
+            Err(Error::Value { .. } | Error::TooLong { .. }) => self.failed += 1,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Takes over what a step that ended `now` gave.
+    fn take(&mut self, events: Vec<Event>, now: f64) {
+        let has_prompts = self.running.values().any(|progress| progress.last.is_none());
+        let between = if has_prompts { &mut self.beside } else { &mut self.alone };
+        for event in events {
+            match event {
+                Event::Token { request, .. } => {
+                    self.output_tokens += 1;
+                    if let Some(progress) = self.running.get_mut(&request) {
+                        match progress.last.replace(now) {
+                            None => self.first.push(now - progress.arrived),
+                            Some(last) => between.push(now - last),
+                        }
+                    }
+                }
+                Event::Finished { request, reason, cached_from, .. } => {
+                    self.cached_tokens += cached_from;
+                    self.failed += usize::from(matches!(reason, FinishReason::Failed(_)));
+                    self.whole.extend(self.running.remove(&request).map(|progress| now - progress.arrived));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Submits each request when its time has come, and steps until all are over.
 fn serve(
     engine: &mut Engine,
     arrivals: Vec<Arrival>,
     mut publisher: Option<&mut KvEventPublisher>,
 ) -> Result<Report, CliError> {
-    let (requests, mut failed, mut steps) = (arrivals.len(), 0, 0);
-    let (mut input_tokens, mut output_tokens, mut cached_tokens) = (0, 0, CachedTokens::default());
-    let mut running: HashMap<RequestId, Progress> = HashMap::new();
-    let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let (requests, mut record, mut steps) = (arrivals.len(), Record::default(), 0);
     let mut coming = arrivals.into_iter().peekable();
     let start = Instant::now();
     loop {
         while let Some(arrival) = coming.next_if(|arrival| arrival.at <= start.elapsed().as_secs_f64()) {
-            let tokens = arrival.request.prompt.len();
-            match engine.submit(arrival.request) {
-                Ok(request) => {
-                    input_tokens += tokens;
-                    running.insert(request, Progress { arrived: arrival.at, last: None });
-                }
-                // It could never run; the others do.
-                Err(Error::Value { .. } | Error::TooLong { .. }) => failed += 1,
-                Err(error) => return Err(error.into()),
-            }
+            record.submit(engine, arrival)?;
         }
         if !engine.has_work() {
             let Some(next) = coming.peek() else { break };
@@ -164,29 +212,11 @@ fn serve(
         if let Some(publisher) = &mut publisher {
             publisher.publish(&engine.take_kv_events());
         }
-        let now = start.elapsed().as_secs_f64();
-        for event in events {
-            match event {
-                Event::Token { request, .. } => {
-                    output_tokens += 1;
-                    if let Some(progress) = running.get_mut(&request) {
-                        match progress.last.replace(now) {
-                            None => first.push(now - progress.arrived),
-                            Some(last) => between.push(now - last),
-                        }
-                    }
-                }
-                Event::Finished { request, reason, cached_from, .. } => {
-                    cached_tokens += cached_from;
-                    failed += usize::from(matches!(reason, FinishReason::Failed(_)));
-                    whole.extend(running.remove(&request).map(|progress| now - progress.arrived));
-                }
-                _ => {}
-            }
-        }
+        record.take(events, start.elapsed().as_secs_f64());
     }
     let duration_s = start.elapsed().as_secs_f64();
     let stats = engine.stats();
+    let Record { failed, input_tokens, output_tokens, .. } = record;
     Ok(Report {
         requests,
         failed,
@@ -196,10 +226,12 @@ fn serve(
         request_throughput: (requests - failed) as f64 / duration_s,
         output_throughput: output_tokens as f64 / duration_s,
         total_throughput: (input_tokens + output_tokens) as f64 / duration_s,
-        time_to_first_token_s: Percentiles::of(first),
-        inter_token_latency_s: Percentiles::of(between),
-        latency_s: Percentiles::of(whole),
-        cached_tokens,
+        time_to_first_token_s: Percentiles::of(record.first),
+        inter_token_latency_s: Percentiles::of([&record.beside[..], &record.alone].concat()),
+        inter_token_beside_prompts_s: Percentiles::of(record.beside),
+        inter_token_alone_s: Percentiles::of(record.alone),
+        latency_s: Percentiles::of(record.whole),
+        cached_tokens: record.cached_tokens,
         cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
         preemptions: stats.preemptions,
         saved_pages: stats.swap.saved_pages,
@@ -222,6 +254,8 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
     let rows = [
         ("First token", &report.time_to_first_token_s),
         ("Inter-token", &report.inter_token_latency_s),
+        ("with prompts", &report.inter_token_beside_prompts_s),
+        ("without", &report.inter_token_alone_s),
         ("Whole", &report.latency_s),
     ];
     for (name, p) in rows {
@@ -229,7 +263,7 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
         let [mean, p50, p90, p99, max] = [p.mean, p.p50, p.p90, p.p99, p.max].map(|seconds| seconds * 1e3);
         writeln!(
             out,
-            "{name:<12} mean {mean:.2} ms, p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}"
+            "{name:<13} mean {mean:.2} ms, p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}"
         )?;
     }
     let (hits, preemptions) = (report.cache_hit_rate * 100.0, report.preemptions);
