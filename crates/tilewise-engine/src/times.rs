@@ -18,6 +18,11 @@ impl StepTimes {
         self.by_rows.contains_key(&rows)
     }
 
+    /// The rows that were seen, ascending, and what they took.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = (usize, f64)> {
+        self.by_rows.iter().map(|(&rows, times)| (rows, times.seconds()))
+    }
+
     /// What a step of so many rows is thought to take: between those that were seen on a line, beyond them as long as the
     /// last, so that it is tried. `None` where none was seen.
     pub(crate) fn seconds(&self, rows: usize) -> Option<f64> {

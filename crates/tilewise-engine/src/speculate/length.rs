@@ -65,7 +65,7 @@ pub(super) struct Lengths {
     steps: StepTimes,
     /// Times that a draft model takes for one draft of every sequence.
     drafting: Times,
-    chosen: u64,
+    steps_seen: u64,
 }
 
 impl Lengths {
@@ -77,9 +77,14 @@ impl Lengths {
         self.drafting.push(took.as_secs_f64() / levels as f64);
     }
 
+    /// The share that `took` is of a step of so many rows; 0 while none was seen.
+    pub(super) fn share(&self, rows: usize, took: Duration) -> f64 {
+        self.steps.seconds(rows).map_or(0.0, |seconds| took.as_secs_f64() / seconds)
+    }
+
     /// Cuts the drafts of each offer to what makes the most tokens per second together. `drafted` says that a model makes
-    /// them, one after the other.
-    pub(super) fn choose(&mut self, offers: &mut [Offer], drafted: bool) {
+    /// them, one after the other, `steps` that this is the first choice in so many.
+    pub(super) fn choose(&mut self, offers: &mut [Offer], drafted: bool, steps: usize) {
         let sequences = offers.len();
         let mut places: Vec<(f64, usize, usize)> = Vec::new();
         for (index, offer) in offers.iter().enumerate() {
@@ -103,8 +108,9 @@ impl Lengths {
                 (best, most) = (count, rate);
             }
         }
-        self.chosen += 1;
-        let looks_again = self.chosen.is_multiple_of(LOOK_AGAIN);
+        let before = self.steps_seen;
+        self.steps_seen += steps as u64;
+        let looks_again = before / LOOK_AGAIN != self.steps_seen / LOOK_AGAIN;
         // What drafts are worth shows beside a step without any.
         if !self.steps.has_seen(sequences) || looks_again && best > 0 {
             offers.iter_mut().for_each(|offer| offer.drafts.clear());
@@ -112,7 +118,7 @@ impl Lengths {
         }
         let mut lengths = vec![0; sequences];
         if looks_again && sequences > 0 {
-            let index = (self.chosen / LOOK_AGAIN) as usize % sequences;
+            let index = (self.steps_seen / LOOK_AGAIN) as usize % sequences;
             lengths[index] = LOOK_AGAIN_DRAFTS;
         }
         places[..best].iter().for_each(|&(_, _, index)| lengths[index] += 1);
@@ -136,7 +142,7 @@ mod tests {
 
     fn chosen(lengths: &mut Lengths, chances: &[f64]) -> Vec<usize> {
         let mut offers = offers(chances, 8);
-        lengths.choose(&mut offers, false);
+        lengths.choose(&mut offers, false, 1);
         offers.iter().map(|offer| offer.drafts.len()).collect()
     }
 
@@ -168,6 +174,19 @@ mod tests {
         let tried: usize =
             (0..10 * LOOK_AGAIN).map(|_| chosen(&mut lengths, &[0.5; 16]).iter().sum::<usize>()).sum();
         assert_eq!(tried, 10 * LOOK_AGAIN_DRAFTS);
+    }
+
+    #[test]
+    fn steps_without_a_choice_count_as_well() {
+        let mut lengths = lengths(|rows| 0.01 * rows as f64);
+        let mut tries = |steps: usize| {
+            let mut offers = offers(&[0.5; 16], 8);
+            lengths.choose(&mut offers, false, steps);
+            offers.iter().map(|offer| offer.drafts.len()).sum::<usize>()
+        };
+        let tried: usize = (0..10 * LOOK_AGAIN).step_by(16).map(|_| tries(16)).sum();
+        assert_eq!(tried, 10 * LOOK_AGAIN_DRAFTS);
+        assert!((lengths.share(1, Duration::from_millis(1)) - 0.1).abs() < 1e-9);
     }
 
     #[test]
