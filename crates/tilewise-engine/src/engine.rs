@@ -3,6 +3,7 @@
 mod pace;
 mod swap;
 mod tiered;
+mod warm;
 
 use std::collections::HashMap;
 use std::sync::Arc;

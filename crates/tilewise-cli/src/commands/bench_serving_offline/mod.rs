@@ -104,6 +104,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         ..EngineConfig::default()
     };
     let mut engine = model::load(&device, &source, &config)?;
+    engine.warm_up()?;
     let replay = args.kv_events_replay.as_deref();
     let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
     let mut publisher = args.kv_events.as_ref().map(listen).transpose()?;
