@@ -76,6 +76,9 @@ pub(crate) struct SpeculationArgs {
     /// Tokens of a sequence that are guessed at most
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub(crate) max_drafts: usize,
+    /// Guesses of a sequence that are verified side by side at most, by lookup
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) draft_branches: usize,
     /// Always guess as many, in place of as many as pay
     #[arg(long)]
     pub(crate) fixed_drafts: bool,

@@ -49,7 +49,7 @@ pub(crate) fn speculation(args: &SpeculationArgs) -> Option<Speculation> {
         _ => Drafter::Model(ModelSource::Folder(args.speculate.clone())),
     };
     let length = if args.fixed_drafts { DraftLength::Fixed } else { DraftLength::Adaptive };
-    Some(Speculation { drafter, max_drafts: args.max_drafts, length })
+    Some(Speculation { drafter, max_drafts: args.max_drafts, length, branches: args.draft_branches })
 }
 
 /// Loads a model with a progress bar.

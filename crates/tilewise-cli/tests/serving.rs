@@ -71,8 +71,9 @@ fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
 fn drafts_are_reported_and_change_no_token_count() {
     let trace = ["bench-serving-offline", "--num-requests", "3", "--prefix-len", "0", "--input-len", "20"];
     let sizes = ["--output-len", "30", "--threads", "1", "--fixed-drafts", "--max-drafts", "3"];
-    for speculate in ["lookup", "embedded"] {
-        let args = [&trace[..], &sizes, &["--speculate", speculate]].concat();
+    for (speculate, branches) in [("lookup", "1"), ("lookup", "3"), ("embedded", "1")] {
+        let more = ["--speculate", speculate, "--draft-branches", branches];
+        let args = [&trace[..], &sizes, &more].concat();
         let report = run_json(&[&args[..], &["--format", "json"]].concat()).remove(0);
         let (drafted, accepted) = (report["drafted"].as_u64().unwrap(), report["accepted"].as_u64().unwrap());
         assert!(drafted > 0 && accepted <= drafted, "{report}");
@@ -80,6 +81,8 @@ fn drafts_are_reported_and_change_no_token_count() {
         assert!(run(&args).contains("Drafts. "));
     }
     refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 2, &["max_drafts"]);
+    let embedded = ["bench-serving-offline", "--speculate", "embedded", "--draft-branches", "2"];
+    refused(&embedded, 2, &["branches"]);
     refused(&["bench-serving-offline", "--speculate", "/no/such/folder"], 1, &["/no/such/folder"]);
 }
 

@@ -62,11 +62,29 @@ pub struct Speculation {
     pub max_drafts: usize,
     /// How many.
     pub length: DraftLength,
+    /// Guesses of a sequence that one step verifies side by side at most, each with drafts of its own, from 1 to 8. More than
+    /// one are taken from the text only.
+    pub branches: usize,
+}
+
+impl Speculation {
+    fn validate(&self) -> Result<()> {
+        if !(1..=32).contains(&self.max_drafts) {
+            return Err(Error::value("max_drafts", "from 1 to 32", self.max_drafts));
+        }
+        if !(1..=8).contains(&self.branches) {
+            return Err(Error::value("branches of drafts", "from 1 to 8", self.branches));
+        }
+        if self.branches > 1 && self.drafter != Drafter::PromptLookup {
+            return Err(Error::value("branches of drafts", "1 with a draft model", self.branches));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Speculation {
     fn default() -> Self {
-        Self { drafter: Drafter::PromptLookup, max_drafts: 8, length: DraftLength::Adaptive }
+        Self { drafter: Drafter::PromptLookup, max_drafts: 8, length: DraftLength::Adaptive, branches: 1 }
     }
 }
 
@@ -144,11 +162,7 @@ impl EngineConfig {
         {
             return Err(Error::value("KV memory fraction", "above 0 and at most 1", share));
         }
-        if let Some(speculation) = &self.speculation
-            && !(1..=32).contains(&speculation.max_drafts)
-        {
-            return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
-        }
+        self.speculation.as_ref().map_or(Ok(()), Speculation::validate)?;
         if let Some(slowdown) = self.decode_slowdown {
             if !(slowdown > 1.0 && slowdown.is_finite()) {
                 return Err(Error::value("decode_slowdown", "above 1", slowdown));

@@ -275,18 +275,18 @@ impl Engine {
         let mut events = self
             .scheduler
             .commit(batch, outcomes, &mut self.pages, &mut |completion, id| grammars.push(completion, id));
-        let mut row = 0;
         let mut rows: HashMap<_, _> = HashMap::new();
-        for sequence in &batch.sequences {
-            rows.insert((sequence.request, sequence.index), row);
-            row += sequence.num_rows();
+        for (place, sequence) in batch.sequences.iter().enumerate().filter(|(_, s)| s.sampling.is_some()) {
+            if !sequence.is_branch {
+                let first = drawn.sampled[sequence.first_row].ok().map(|sampled| sampled.id);
+                rows.insert((sequence.request, sequence.index), batch.chain(place, first).1);
+            }
         }
         for event in &mut events {
             match event {
                 Event::Token { request, index, top_logprobs, .. } => {
-                    if let Some(row) = rows.get_mut(&(*request, *index)) {
-                        *top_logprobs = std::mem::take(&mut drawn.top_logprobs[*row]);
-                        *row += 1;
+                    if let Some(row) = rows.get_mut(&(*request, *index)).and_then(Iterator::next) {
+                        *top_logprobs = std::mem::take(&mut drawn.top_logprobs[row]);
                     }
                 }
                 Event::Finished { request, index, .. } => grammars.remove((*request, *index)),

@@ -118,21 +118,21 @@ impl Grammars {
             return (allowed, failed);
         }
         let words = vocab_size.div_ceil(32);
-        let mut rows = 0..0;
         for (place, sequence) in batch.sequences.iter().enumerate() {
-            rows = rows.end..rows.end + sequence.num_rows() as u32;
-            let completion = (sequence.request, sequence.index);
-            let Some(matcher) = self.matchers.get_mut(&completion).filter(|_| !rows.is_empty()) else {
-                continue;
-            };
-            match matcher.compute_mask() {
-                Ok(mask) => allowed.push(rows.start, &mask, words),
-                Err(why) => {
-                    failed.push((rows.start as usize, FinishReason::Failed(format!("grammar: {why}"))));
+            let (completion, mut row) = ((sequence.request, sequence.index), sequence.first_row as u32);
+            let has_rows = sequence.num_rows() > 0;
+            let Some(matcher) = self.matchers.get_mut(&completion).filter(|_| has_rows) else { continue };
+            if !sequence.is_branch {
+                match matcher.compute_mask() {
+                    Ok(mask) => allowed.push(row, &mask, words),
+                    Err(why) => {
+                        failed.push((row as usize, FinishReason::Failed(format!("grammar: {why}"))));
+                    }
                 }
+                row += 1;
             }
             if sequence.num_drafts > 0 {
-                allowed.push_drafts(matcher.clone(), rows.start + 1, batch.drafts(place), words);
+                allowed.push_drafts(matcher.clone(), row, batch.drafts(place), words);
             }
         }
         (allowed, failed)

@@ -43,10 +43,10 @@ impl Sampler {
         if draws.is_empty() {
             return Ok(Drawn::default());
         }
-        let (mut changes, mut asked, mut first) = (Vec::new(), Vec::new(), 0);
+        let (mut changes, mut asked) = (Vec::new(), Vec::new());
         for sequence in &batch.sequences {
             let Some(params) = &sequence.sampling else { continue };
-            let own = sequence.changes.iter();
+            let (own, first) = (sequence.changes.iter(), sequence.first_row as u32);
             changes.extend(own.map(|change| LogitChange { row: first + change.row, ..*change }));
             for row in first..first + sequence.num_rows() as u32 {
                 let changed = !sequence.changes.is_empty() || allowed.rows.binary_search(&row).is_ok();
@@ -55,7 +55,6 @@ impl Sampler {
                     draws[row as usize].logprob = false;
                 }
             }
-            first += sequence.num_rows() as u32;
         }
         if !asked.is_empty() {
             self.keep(device, logits, &asked)?;

@@ -287,6 +287,7 @@ enum Memory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Guesses {
     None,
+    /// With branches.
     Lookup,
     Model,
 }
@@ -346,8 +347,13 @@ impl Way {
             Guesses::Lookup => Some(Drafter::PromptLookup),
             Guesses::Model => Some(Drafter::Model(ModelSource::Folder(draft.to_owned()))),
         };
-        let speculation =
-            drafter.map(|drafter| Speculation { drafter, max_drafts: 3, length: DraftLength::Fixed });
+        let branches = if self.guesses == Guesses::Lookup { 3 } else { 1 };
+        let speculation = drafter.map(|drafter| Speculation {
+            drafter,
+            max_drafts: 3,
+            length: DraftLength::Fixed,
+            branches,
+        });
         let config =
             EngineConfig { page_size: self.page_size, max_batch_tokens: self.chunk, speculation, ..small() };
         match self.memory {

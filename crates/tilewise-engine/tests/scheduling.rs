@@ -2,7 +2,7 @@
 
 use tilewise::{NotFinite, Sampled};
 use tilewise_engine::cache::PagePool;
-use tilewise_engine::scheduler::{BatchPlan, Priority, Scheduler, SchedulerConfig};
+use tilewise_engine::scheduler::{BatchPlan, Priority, ScheduledSequence, Scheduler, SchedulerConfig};
 use tilewise_engine::{CachedTokens, Event, FinishReason, GenerateRequest, RequestId};
 
 const PAGE: usize = 16;
@@ -377,5 +377,62 @@ fn completions_that_do_not_fit_at_once_come_later_and_an_abort_ends_all() {
             finished += events.iter().filter(|event| matches!(event, Event::Finished { .. })).count();
         }
         assert_eq!((finished, bench.pages.num_free()), (if aborts { 0 } else { 11 }, 64));
+    }
+}
+
+/// A request whose sixteenth token, the last one of a page, is known and not computed, with drafts and two branches.
+fn branching(prefix_cache: bool) -> (Bench, BatchPlan) {
+    let config = SchedulerConfig {
+        max_batch_tokens: 64,
+        max_running: 8,
+        page_size: PAGE,
+        max_context: 1000,
+        max_drafts: 8,
+        priority: Priority::Decode,
+        prefix_cache,
+        swap_pages: 0,
+    };
+    let mut bench = Bench { scheduler: Scheduler::new(config), pages: PagePool::new(16) };
+    let id = bench.submit(15, 20);
+    let batch = bench.scheduler.schedule(&mut bench.pages).unwrap();
+    bench.commit(&batch, 4);
+    bench.scheduler.set_drafts((id, 0), vec![7, 7], vec![vec![9, 9], vec![5, 6, 5, 5]]);
+    let batch = bench.scheduler.schedule(&mut bench.pages).unwrap();
+    (bench, batch)
+}
+
+#[test]
+fn branches_are_sequences_of_the_batch_with_a_copy_of_the_partial_page() {
+    let (_, batch) = branching(true);
+    // There is room for eight drafts: the last branch is cut.
+    assert_eq!(batch.token_ids, [4, 7, 7, 4, 9, 9, 4, 5, 6, 5, 5]);
+    assert_eq!(batch.positions, [15, 16, 17, 15, 16, 17, 15, 16, 17, 18, 19]);
+    assert_eq!(batch.logits_rows, [0, 1, 2, 4, 5, 7, 8, 9, 10]);
+    let shape = |s: &ScheduledSequence| (s.is_branch, s.first_row, s.num_rows(), s.next_position);
+    let shapes: Vec<_> = batch.sequences.iter().map(shape).collect();
+    assert_eq!(shapes, [(false, 0, 3, 16), (true, 3, 2, 17), (true, 5, 4, 17)]);
+    let page = |sequence: usize| batch.layout.pages(sequence)[0];
+    let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
+    assert_eq!(copies, [(page(0), page(1)), (page(0), page(2))]);
+}
+
+#[test]
+fn a_branch_that_is_right_counts_and_what_nobody_needs_is_free_at_once() {
+    for prefix_cache in [false, true] {
+        for (first, want) in [(5, &[5, 6, 5, 8][..]), (9, &[9, 3]), (7, &[7, 1]), (2, &[2])] {
+            let (mut bench, batch) = branching(prefix_cache);
+            let drawn = [first, 1, 0, 3, 0, 6, 5, 8, 0];
+            let outcomes = drawn.map(|id| Ok(Sampled { id, logprob: None }));
+            let events = bench.scheduler.commit(&batch, &outcomes, &mut bench.pages, &mut |_, _| None);
+            let token = |event: &Event| if let Event::Token { id, .. } = event { Some(*id) } else { None };
+            assert_eq!(events.iter().filter_map(token).collect::<Vec<_>>(), want);
+            let held = (15 + 1 + want.len()).div_ceil(PAGE);
+            assert_eq!((bench.pages.num_free(), bench.pages.num_idle()), (16 - held, 0), "{want:?}");
+            let batch = bench.scheduler.schedule(&mut bench.pages).unwrap();
+            assert_eq!(
+                (batch.token_ids.as_slice(), batch.positions[0] as usize),
+                (&want[want.len() - 1..], 15 + want.len())
+            );
+        }
     }
 }

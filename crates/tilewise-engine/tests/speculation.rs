@@ -43,8 +43,32 @@ fn requests(count: usize, new_tokens: usize) -> Vec<GenerateRequest> {
     prompts(count, VOCAB).into_iter().enumerate().map(request).collect()
 }
 
+/// Requests for texts of four tokens: any two of them were there before, and were followed by several.
+fn few_tokens(count: usize, new_tokens: usize) -> Vec<GenerateRequest> {
+    let request = |(index, mut request): (usize, GenerateRequest)| {
+        request.prompt.iter_mut().for_each(|token| *token %= 4);
+        request.sampling = SamplingParams {
+            temperature: 1.0,
+            seed: index as u64,
+            logprobs: true,
+            top_logprobs: index % 2 * 2,
+            presence_penalty: 0.1 * (index % 3) as f32,
+            logit_bias: (0..4).map(|token| (token, 60.0)).collect(),
+            ..SamplingParams::default()
+        };
+        request
+    };
+    requests(count, new_tokens).into_iter().enumerate().map(request).collect()
+}
+
 fn fixed(drafter: Drafter, max_drafts: usize) -> Option<Speculation> {
-    Some(Speculation { drafter, max_drafts, length: DraftLength::Fixed })
+    Some(Speculation { drafter, max_drafts, length: DraftLength::Fixed, branches: 1 })
+}
+
+/// Several guesses side by side, all as long as they may be.
+fn branched(max_drafts: usize, branches: usize) -> Option<Speculation> {
+    let length = DraftLength::Fixed;
+    Some(Speculation { drafter: Drafter::PromptLookup, max_drafts, length, branches })
 }
 
 fn model(folder: &Path) -> Drafter {
@@ -68,7 +92,7 @@ fn right(engine: &Engine) -> f64 {
 
 #[test]
 fn drafts_change_no_bit_in_any_batch_chunk_page_size_pool_and_thread_count() {
-    let requests = requests(16, 40);
+    let requests = [few_tokens(4, 40), requests(16, 40)].concat();
     let target = model_folder(&tiny_config(), Dtype::BF16);
     let mut other = tiny_config();
     other["num_hidden_layers"] = json!(1);
@@ -76,9 +100,12 @@ fn drafts_change_no_bit_in_any_batch_chunk_page_size_pool_and_thread_count() {
     let mut engine = open(target.path(), &small()).unwrap();
     let want: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
     let adaptive = Some(Speculation::default());
+    let adaptive_branches = Some(Speculation { branches: 3, ..Speculation::default() });
     for (name, speculation) in [
         ("lookup", fixed(Drafter::PromptLookup, 5)),
         ("adaptive lookup", adaptive),
+        ("branches", branched(3, 4)),
+        ("adaptive branches", adaptive_branches),
         ("draft model", fixed(model(drafter.path()), 4)),
         ("itself", fixed(model(target.path()), 7)),
     ] {
@@ -97,9 +124,10 @@ fn drafts_change_no_bit_in_any_batch_chunk_page_size_pool_and_thread_count() {
             let stats = engine.stats();
             // Steps of so small a model take too little for drafts to pay.
             assert!(
-                stats.speculation.accepted > 0 || name == "adaptive lookup",
+                stats.speculation.accepted > 0 || name.starts_with("adaptive"),
                 "{name}, batch {batch}: {stats:?}"
             );
+            assert!(stats.speculation.taken > 0 || name != "branches", "batch {batch}: {stats:?}");
         }
     }
 }
@@ -156,15 +184,18 @@ fn completions_that_begin_beside_drafts_find_room_for_their_logits() {
 fn a_gpu_gives_the_same_bits_with_drafts() {
     for gpu in gpus() {
         let (count, new_tokens) = if gpu.software { (4, 24) } else { (16, 40) };
-        let requests = requests(count, new_tokens);
+        let requests = [few_tokens(2, new_tokens), requests(count - 2, new_tokens)].concat();
         let folder = model_folder(&tiny_config(), Dtype::BF16);
         let mut engine = open_on(&gpu.device, folder.path(), &small()).unwrap();
         let want = run_all(&mut engine, &requests);
-        for drafter in [Drafter::PromptLookup, model(folder.path())] {
-            let config = EngineConfig { speculation: fixed(drafter, 3), ..small() };
+        for speculation in [fixed(Drafter::PromptLookup, 3), fixed(model(folder.path()), 3), branched(2, 3)] {
+            let config = EngineConfig { speculation, ..small() };
             let mut engine = open_on(&gpu.device, folder.path(), &config).unwrap();
             assert_same(&gpu.name, &run_all(&mut engine, &requests), &want);
-            println!("{}: {:?}", gpu.name, engine.stats().speculation);
+            let stats = engine.stats().speculation;
+            println!("{}: {stats:?}", gpu.name);
+            assert!(stats.accepted > 0, "{stats:?}");
+            assert!(stats.taken > 0 || config.speculation != branched(2, 3), "{stats:?}");
         }
     }
 }
@@ -196,6 +227,41 @@ fn drafts_of_code_are_often_right_and_the_greedy_text_is_the_same() {
 }
 
 #[test]
+fn branches_are_right_where_drafts_are_not_and_change_no_bit() {
+    let heldout = std::fs::read_to_string(demo().join("heldout.txt")).unwrap();
+    let prompt = |start: usize| heldout.chars().skip(start).take(1200).collect::<String>();
+    let requests: Vec<GenerateRequest> = (0..8)
+        .map(|index| {
+            let mut request = demo_request(&prompt(5000 * index + 400), 96);
+            request.sampling = SamplingParams {
+                temperature: 0.4 * (index % 3) as f32,
+                frequency_penalty: if index % 4 == 3 { 0.2 } else { 0.0 },
+                top_logprobs: index % 2 * 3,
+                logprobs: true,
+                seed: index as u64,
+                ..SamplingParams::default()
+            };
+            request
+        })
+        .collect();
+    let want = run_all(&mut open(&demo(), &small()).unwrap(), &requests);
+    let mut per_step = Vec::new();
+    for branches in [1, 2, 4] {
+        for kv in [small().kv, KvBudget::Tokens(1024)] {
+            let config = EngineConfig { speculation: branched(4, branches), page_size: 16, kv, ..small() };
+            let mut engine = open(&demo(), &config).unwrap();
+            assert_same(&format!("{branches} branches, {kv:?}"), &run_all(&mut engine, &requests), &want);
+            let stats = engine.stats().speculation;
+            assert_eq!(stats.taken > 0, branches > 1, "{stats:?}");
+            per_step.push(1.0 + stats.accepted as f64 / stats.verified as f64);
+            println!("{branches} branches, {kv:?}: {stats:?}");
+        }
+    }
+    println!("{per_step:.2?} tokens per sequence and step with drafts");
+    assert!(per_step[2] > per_step[0] && per_step[4] >= per_step[2], "{per_step:?}");
+}
+
+#[test]
 fn a_grammar_is_obeyed_with_the_same_tokens_whether_drafts_are_right_or_not() {
     let grammars = [
         Grammar::Regex("(ab|cd){3,40}x".to_owned()),
@@ -219,12 +285,14 @@ fn a_grammar_is_obeyed_with_the_same_tokens_whether_drafts_are_right_or_not() {
         })
         .collect();
     let want = run_all(&mut open(&demo(), &small()).unwrap(), &requests);
-    for drafter in [Drafter::PromptLookup, model(&demo().join("draft"))] {
-        let config = EngineConfig { speculation: fixed(drafter.clone(), 6), ..small() };
+    let draft_model = fixed(model(&demo().join("draft")), 6);
+    for speculation in [fixed(Drafter::PromptLookup, 6), draft_model, branched(5, 4)] {
+        let config = EngineConfig { speculation, ..small() };
         let mut engine = open(&demo(), &config).unwrap();
-        assert_same(&format!("{drafter:?}"), &run_all(&mut engine, &requests), &want);
+        assert_same(&format!("{:?}", config.speculation), &run_all(&mut engine, &requests), &want);
         let stats = engine.stats().speculation;
         assert!(stats.accepted > 0 && stats.accepted < stats.drafted, "{stats:?}");
+        assert!(stats.taken > 0 || config.speculation != branched(5, 4), "{stats:?}");
     }
 }
 
@@ -242,6 +310,11 @@ fn what_cannot_be_guessed_with_is_refused_by_name() {
     for max_drafts in [0, 33] {
         let error = open_with(fixed(Drafter::PromptLookup, max_drafts));
         assert!(error.to_string().contains("max_drafts"), "{error}");
+    }
+    let with_model = branched(4, 2).map(|branched| Speculation { drafter: model(folder.path()), ..branched });
+    for speculation in [branched(4, 0), branched(4, 9), with_model] {
+        let error = open_with(speculation);
+        assert!(error.to_string().contains("branches"), "{error}");
     }
     assert!(matches!(open_with(fixed(model(Path::new("/nonexistent")), 4)), Error::File { .. }));
 }

@@ -240,7 +240,8 @@ fn swapping_changes_no_bit_with_and_without_the_prefix_cache_and_drafts() {
     let mut engine = open(folder.path(), &small()).unwrap();
     let want: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
     let model = Drafter::Model(ModelSource::Folder(folder.path().to_owned()));
-    let with = |drafter| Some(Speculation { drafter, max_drafts: 4, length: DraftLength::Fixed });
+    let with =
+        |drafter| Some(Speculation { drafter, max_drafts: 4, length: DraftLength::Fixed, branches: 1 });
     for speculation in [None, with(Drafter::PromptLookup), with(model)] {
         for prefix_cache in [true, false] {
             let config = EngineConfig { prefix_cache, speculation: speculation.clone(), ..swapping(12) };

@@ -129,7 +129,7 @@ fn drafts_and_prompt_logprobs_go_with_tiers() {
     let want = cold(model.path(), &requests);
     requests[1].prompt_logprobs = Some(2);
     let drafter = Drafter::Model(ModelSource::Folder(model.path().to_owned()));
-    let speculation = Some(Speculation { drafter, max_drafts: 3, length: DraftLength::Fixed });
+    let speculation = Some(Speculation { drafter, max_drafts: 3, length: DraftLength::Fixed, branches: 1 });
     let config = EngineConfig { speculation, ..with_tiers(vec![disk(&folder)]) };
     for round in ["first", "again"] {
         let mut engine = open(model.path(), &config).unwrap();

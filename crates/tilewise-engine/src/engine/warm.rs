@@ -71,6 +71,8 @@ fn unseen(lengths: &[usize], page_size: usize, num_pages: usize) -> BatchPlan {
         index,
         num_tokens,
         num_drafts: 0,
+        is_branch: false,
+        first_row: index,
         sampling: Some(SamplingParams { temperature: (index % 2) as f32, ..SamplingParams::default() }),
         changes: Vec::new(),
         scores: None,

@@ -22,6 +22,10 @@ pub struct ScheduledSequence {
     pub num_tokens: usize,
     /// How many of them, the last ones, are drafts: tokens that are drawn again to see whether they are right.
     pub num_drafts: usize,
+    /// Whether they are other guesses of the sequence before, and the token before them is its last known one again.
+    pub is_branch: bool,
+    /// The first of its rows of logits, if it has any.
+    pub first_row: usize,
     /// How to draw the token after them; `None` for a chunk that does not reach the end of the known tokens.
     pub sampling: Option<SamplingParams>,
     /// What penalties and bias change of its rows of logits, ascending; the first of them is row 0.
@@ -44,9 +48,9 @@ pub struct PromptScores {
 }
 
 impl ScheduledSequence {
-    /// Its rows of logits: one after the last known token and one after each draft.
+    /// Its rows of logits: one after the last known token, but for a branch, and one after each draft.
     pub fn num_rows(&self) -> usize {
-        self.sampling.as_ref().map_or(0, |_| 1 + self.num_drafts)
+        self.sampling.as_ref().map_or(0, |_| usize::from(!self.is_branch) + self.num_drafts)
     }
 }
 
@@ -67,9 +71,9 @@ pub struct BatchPlan {
     /// Pages that are restored from there after that, which earlier steps saved.
     pub restores: Vec<SwappedPages>,
     /// Pages that are copied before the batch runs, as source and destination: the partial pages of completions that
-    /// parted. Destinations are distinct, and none is a source.
+    /// parted, and of branches. Destinations are distinct, and none is a source.
     pub copies: Vec<(PageId, PageId)>,
-    /// In the order of the layout.
+    /// In the order of the layout; branches come after their sequence.
     pub sequences: Vec<ScheduledSequence>,
 }
 
@@ -83,6 +87,18 @@ impl BatchPlan {
     pub(crate) fn set_drafts(&mut self, place: usize, drafts: &[u32]) {
         let range = self.draft_range(place);
         self.token_ids[range].copy_from_slice(drafts);
+    }
+
+    /// Whose drafts count for the sequence at `place` that draws `first` after its last known token: its own, or those of
+    /// the branch that begins with it. With the rows of logits that are drawn from then, one after the other.
+    pub fn chain(&self, place: usize, first: Option<u32>) -> (usize, impl Iterator<Item = usize> + use<>) {
+        let mut branches =
+            (place + 1..).take_while(|&place| self.sequences.get(place).is_some_and(|s| s.is_branch));
+        let branch =
+            branches.find(|&branch| first.is_some() && self.drafts(branch).first().copied() == first);
+        let own = self.sequences[place].first_row;
+        let next = branch.map_or(own + 1, |branch| self.sequences[branch].first_row);
+        (branch.unwrap_or(place), std::iter::once(own).chain(next..))
     }
 
     fn draft_range(&self, place: usize) -> Range<usize> {
@@ -152,7 +168,7 @@ impl BatchBuilder {
         self.token_ids.extend_from_slice(drafts);
         self.positions.extend(sequence.computed as u32..end as u32);
         let samples = known == sequence.tokens.len();
-        let tokens = self.token_ids.len() as u32;
+        let (tokens, first_row) = (self.token_ids.len() as u32, self.logits_rows.len());
         if samples {
             self.logits_rows.extend(tokens - 1 - num_drafts as u32..tokens);
         }
@@ -161,6 +177,8 @@ impl BatchBuilder {
             index: sequence.index,
             num_tokens: num_tokens + num_drafts,
             num_drafts,
+            is_branch: false,
+            first_row,
             sampling: samples.then(|| sequence.sampling.clone()),
             changes: if samples { sequence.changes(drafts) } else { Vec::new() },
             scores: sequence.scores(num_tokens),
@@ -178,6 +196,39 @@ impl BatchBuilder {
         self.page_table.indptr.push(self.page_table.pages.len() as u32);
     }
 
+    /// Adds a branch of the sequence that was added last or whose other branches were; it has its pages.
+    pub(super) fn push_branch(&mut self, sequence: &Sequence, branch: usize) {
+        let (drafts, own) = (&sequence.branches.drafts[branch], &sequence.branches.pages[branch]);
+        let (page_size, first_row) = (self.page_table.page_size, self.logits_rows.len());
+        let end = sequence.tokens.len() + drafts.len();
+        self.room -= 1 + drafts.len();
+        self.token_ids.extend(sequence.tokens.last());
+        self.token_ids.extend_from_slice(drafts);
+        self.positions.extend(sequence.computed as u32..end as u32);
+        let tokens = self.token_ids.len() as u32;
+        self.logits_rows.extend(tokens - drafts.len() as u32..tokens);
+        self.sequences.push(ScheduledSequence {
+            request: sequence.id,
+            index: sequence.index,
+            num_tokens: 1 + drafts.len(),
+            num_drafts: drafts.len(),
+            is_branch: true,
+            first_row,
+            sampling: Some(sequence.sampling.clone()),
+            changes: sequence.changes_of_branch(drafts),
+            scores: None,
+            next_position: sequence.tokens.len() as u64 + 1,
+        });
+        self.qo_indptr.push(tokens);
+        self.kv_len.push(end as u32);
+        if let Some(page) = sequence.partial_page(page_size) {
+            self.copies.push((sequence.copy_of.unwrap_or(page), own[0]));
+        }
+        let full = &sequence.pages[..sequence.computed / page_size];
+        self.page_table.pages.extend(full.iter().chain(own).map(|page| page.0));
+        self.page_table.indptr.push(self.page_table.pages.len() as u32);
+    }
+
     /// Adds completion `index` of the request whose first one was added last, with all its pending tokens.
     pub(super) fn push_fork(&mut self, first: &Sequence, index: usize) {
         self.forks += 1;
@@ -187,6 +238,8 @@ impl BatchBuilder {
             index,
             num_tokens: 0,
             num_drafts: 0,
+            is_branch: false,
+            first_row: self.logits_rows.len() - 1,
             sampling: Some(first.sampling_of(index)),
             changes: first.changes(&[]),
             scores: None,

@@ -28,7 +28,8 @@ impl Scheduler {
     ///
     /// A draft that was drawn is a token like any other, and so is the one drawn in place of the first that was not:
     /// they are those that steps of one token would have drawn, with the same random numbers. What was computed after
-    /// that one is forgotten.
+    /// that one is forgotten. Where a branch begins with the first token that was drawn, its drafts are verified, and its
+    /// pages kept.
     pub fn commit(
         &mut self,
         batch: &BatchPlan,
@@ -36,26 +37,36 @@ impl Scheduler {
         pages: &mut PagePool,
         follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
     ) -> Vec<Event> {
-        let (mut events, mut rest) = (Vec::new(), outcomes);
+        let mut events = Vec::new();
         self.saved();
         for (place, scheduled) in batch.sequences.iter().enumerate() {
-            let outcomes;
-            (outcomes, rest) = rest.split_at(scheduled.num_rows().min(rest.len()));
             let key = (scheduled.request, scheduled.index);
+            if scheduled.is_branch {
+                continue;
+            }
             let Some(index) = self.running.iter().position(|sequence| sequence.key() == key) else {
                 continue;
             };
             self.restored(index);
             self.running[index].advance(scheduled.num_tokens - scheduled.num_drafts, pages);
-            let publishes = self.config.prefix_cache && !matches!(outcomes, [Err(_), ..]);
+            let first = outcomes.get(scheduled.first_row).filter(|_| scheduled.num_rows() > 0);
+            let publishes = self.config.prefix_cache && !matches!(first, Some(Err(_)));
             if publishes {
                 self.publish(index, pages);
             }
-            if !outcomes.is_empty() {
+            if first.is_some() {
                 self.part(index, batch, pages);
             }
-            let finished = self.verify(index, batch.drafts(place), outcomes, follow, &mut events);
-            if publishes && scheduled.num_drafts > 0 {
+            let drawn = first.and_then(|first| first.as_ref().ok()).map(|sampled| sampled.id);
+            let (chosen, rows) = batch.chain(place, drawn);
+            if chosen != place {
+                self.running[index].take_branch(chosen - place - 1, self.config.page_size, pages);
+            }
+            let drafts = batch.drafts(chosen);
+            let outcomes =
+                rows.take(scheduled.num_rows().min(1) + drafts.len()).map_while(|row| outcomes.get(row));
+            let finished = self.verify(index, drafts, &mut outcomes.enumerate(), follow, &mut events);
+            if publishes && !drafts.is_empty() {
                 self.publish(index, pages);
             }
             if let Some(reason) = finished {
@@ -72,12 +83,12 @@ impl Scheduler {
         &mut self,
         index: usize,
         drafts: &[u32],
-        outcomes: &[Outcome],
+        outcomes: &mut dyn Iterator<Item = (usize, &Outcome)>,
         follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
         events: &mut Vec<Event>,
     ) -> Option<FinishReason> {
         let sequence = &mut self.running[index];
-        for (row, outcome) in outcomes.iter().enumerate() {
+        for (row, outcome) in outcomes {
             let &Sampled { id, logprob } = match outcome {
                 Ok(sampled) => sampled,
                 // The next step draws this row without drafts before it, and tells.

@@ -13,6 +13,7 @@
 //! wait like requests of their own, and find the full pages in the tree.
 
 mod batch;
+mod branches;
 mod commit;
 mod prefetch;
 mod sequence;
@@ -236,33 +237,13 @@ impl Scheduler {
         self.running.iter().find(|sequence| sequence.key() == completion).map(|sequence| &*sequence.tokens)
     }
 
-    /// Says what a sequence that generates is thought to draw next, in place of what was said before. The next step
-    /// computes as many of these drafts as there is room for behind the sequence's last token, and draws after each.
-    pub fn set_drafts(&mut self, completion: (RequestId, usize), drafts: Vec<u32>) {
-        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.key() == completion) {
-            sequence.drafts = drafts;
-        }
-    }
-
-    /// Puts other drafts into a batch, as many as the sequence at `place` was scheduled with.
-    ///
-    /// # Panics
-    /// For another number of drafts.
-    pub fn replace_drafts(&self, batch: &mut BatchPlan, place: usize, drafts: &[u32]) {
-        batch.set_drafts(place, drafts);
-        let scheduled = &mut batch.sequences[place];
-        let key = (scheduled.request, scheduled.index);
-        if let Some(sequence) = self.running.iter().find(|sequence| sequence.key() == key) {
-            scheduled.changes = sequence.changes(drafts);
-        }
-    }
-
     /// The next step's batch; `None` if there is nothing to do.
     ///
     /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
     /// work of a step that failed.
     pub fn schedule(&mut self, pages: &mut PagePool) -> Option<BatchPlan> {
         self.forget_unsaved();
+        self.release_branches(pages);
         let mut batch = BatchBuilder::new(self.config.max_batch_tokens, self.config.page_size);
         match self.config.priority {
             Priority::Decode => {
@@ -284,8 +265,8 @@ impl Scheduler {
         batch.finish(&self.saves)
     }
 
-    /// One token of every sequence that generates, oldest first, and its drafts; a new page is taken from the youngest if
-    /// need be, but for no draft.
+    /// One token of every sequence that generates, oldest first, and its drafts and branches; a new page is taken from the
+    /// youngest if need be, but for no draft.
     fn schedule_decodes(&mut self, batch: &mut BatchBuilder, pages: &mut PagePool) {
         let (mut decoding, mut index) = (Vec::new(), 0);
         while index < self.running.len() && decoding.len() < batch.room() {
@@ -307,16 +288,7 @@ impl Scheduler {
             }
             index += 1;
         }
-        let mut room = (batch.room() - decoding.len()).min(self.config.max_drafts);
-        for index in decoding {
-            let sequence = &mut self.running[index];
-            let mut drafts = sequence.drafts.len().min(sequence.most_drafts()).min(room);
-            if drafts > 0 && !sequence.reserve_drafts(drafts, &mut self.prefix, pages) {
-                drafts = 0;
-            }
-            room -= drafts;
-            batch.push(&self.running[index], 1, drafts);
-        }
+        self.push_decodes(&decoding, batch, pages);
     }
 
     /// Gives a sequence that generates the pages of its next token; false if there are too few.

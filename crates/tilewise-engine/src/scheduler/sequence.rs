@@ -5,6 +5,7 @@ use std::ops::Range;
 use tilewise::{LogitChange, LogprobsOf};
 
 use super::batch::PromptScores;
+use super::branches::Branches;
 use super::prefetch::Chunks;
 use super::swap::Swapped;
 use crate::cache::{PageId, PagePool, PrefixTree};
@@ -31,6 +32,8 @@ pub(super) struct Sequence {
     pub(super) swapped: Option<Swapped>,
     /// The tokens that its next steps are thought to draw, to be verified in one.
     pub(super) drafts: Vec<u32>,
+    /// What they are thought to be otherwise.
+    pub(super) branches: Branches,
     pub(super) sampling: SamplingParams,
     history: History,
     /// How many of the most probable tokens are told of with each of the prompt's, if they are.
@@ -44,7 +47,7 @@ pub(super) struct Sequence {
     /// What it has to do with chunks outside the device.
     pub(super) chunks: Chunks,
     /// Pages that are in the prefix tree, from the front.
-    published: usize,
+    pub(super) published: usize,
     stop_ids: Vec<u32>,
     /// The number of tokens at which the sequence ends.
     max_tokens: usize,
@@ -67,6 +70,7 @@ impl Sequence {
             copy_of: None,
             swapped: None,
             drafts: Vec::new(),
+            branches: Branches::default(),
             prompt_logprobs: request.prompt_logprobs,
             scored: 0,
             sampling: request.sampling,
@@ -138,6 +142,12 @@ impl Sequence {
         self.history.changes(&self.sampling, drafts)
     }
 
+    /// What they change of those after each of a branch's drafts, the first of which is row 0.
+    pub(super) fn changes_of_branch(&self, drafts: &[u32]) -> Vec<LogitChange> {
+        let changes = self.changes(drafts).into_iter().filter(|change| change.row > 0);
+        changes.map(|change| LogitChange { row: change.row - 1, ..change }).collect()
+    }
+
     /// The page that its next token goes to, if other tokens are in it already.
     pub(super) fn partial_page(&self, page_size: usize) -> Option<PageId> {
         let is_partial = !self.computed.is_multiple_of(page_size);
@@ -160,21 +170,11 @@ impl Sequence {
         true
     }
 
-    /// Takes pages for drafts too, if there are; true if it has them.
-    pub(super) fn reserve_drafts(
-        &mut self,
-        count: usize,
-        prefix: &mut PrefixTree,
-        pages: &mut PagePool,
-    ) -> bool {
-        let needed = (self.tokens.len() + count).div_ceil(prefix.page_size());
-        let lacking = needed.saturating_sub(self.pages.len());
-        prefix.make_room(lacking, pages, |_| ()) && pages.allocate(lacking, &mut self.pages)
-    }
-
-    /// Gives up the pages that only drafts needed, and the drafts.
+    /// Gives up the pages that only drafts needed, the drafts and the branches.
     pub(super) fn truncate(&mut self, page_size: usize, pages: &mut PagePool) {
         self.drafts.clear();
+        self.branches.drafts.clear();
+        self.branches.release(pages);
         let needed = self.tokens.len().div_ceil(page_size);
         pages.release(self.pages.drain(needed.min(self.pages.len())..));
     }
@@ -232,6 +232,8 @@ impl Sequence {
         pages.release(self.copy_of.take());
         pages.release(self.pages.drain(..));
         self.drafts.clear();
+        self.branches.drafts.clear();
+        self.branches.release(pages);
         self.computed = 0;
         self.published = 0;
     }

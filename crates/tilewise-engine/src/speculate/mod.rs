@@ -15,7 +15,7 @@ use tilewise::Device;
 
 pub(crate) use draft_model::DraftModel;
 use length::{Acceptance, Lengths, Offer};
-use lookup::Lookup;
+use lookup::{Lookup, Match};
 
 use crate::cache::PageId;
 use crate::config::DraftLength;
@@ -27,7 +27,7 @@ const MAX_STEP_DRAFTS: usize = 64;
 
 /// Drafts that a step of so many sequences verifies at most.
 pub(crate) fn max_step_drafts(config: &Speculation, max_running: usize) -> usize {
-    (max_running * config.max_drafts).min(MAX_STEP_DRAFTS)
+    (max_running * config.max_drafts * config.branches).min(MAX_STEP_DRAFTS)
 }
 
 /// Steps in which nothing is proposed after a step in which nothing paid and proposing took more than `NOTICED` of it: a
@@ -44,6 +44,10 @@ pub struct SpeculationStats {
     pub drafted: u64,
     /// Those that were right.
     pub accepted: u64,
+    /// Branches that were verified beside the drafts of a sequence.
+    pub branches: u64,
+    /// Those that were right where the drafts were not.
+    pub taken: u64,
 }
 
 type Completion = (RequestId, usize);
@@ -69,8 +73,8 @@ pub(crate) struct Speculator {
 struct Text {
     lookup: Lookup,
     acceptance: Acceptance,
-    /// The length of the match that its drafts of this step follow, 0 for a model's.
-    matched: usize,
+    /// The lengths of the matches that its drafts and branches of this step follow, 0 for a model's.
+    matched: Vec<usize>,
 }
 
 impl Speculator {
@@ -107,29 +111,35 @@ impl Speculator {
             let completion = (sequence.request, sequence.index);
             let text = self.texts.entry(completion).or_default();
             let most = self.config.max_drafts.min(sequence.most_drafts);
-            let drafts = match &self.model {
+            let matches = match &self.model {
                 Some(model) => {
-                    text.matched = 0;
-                    vec![0; most.min(model.room_after(sequence.tokens.len()))]
+                    let most = most.min(model.room_after(sequence.tokens.len()));
+                    vec![Match { matched: 0, drafts: vec![0; most] }]
                 }
-                None => {
-                    let (matched, drafts) = text.lookup.propose(sequence.tokens, most);
-                    text.matched = matched;
-                    drafts
-                }
+                None => text.lookup.propose(sequence.tokens, most, self.config.branches),
             };
-            offers.push(Offer { completion, chance: text.acceptance.chance(text.matched), drafts });
+            offers.push(Offer { completion, chains: text.acceptance.chains(matches) });
         }
         if self.config.length == DraftLength::Adaptive {
             let steps = std::mem::take(&mut self.rested) + 1;
             self.lengths.choose(&mut offers, self.model.is_some(), steps);
             let is_noticed = self.lengths.share(offers.len(), self.started.elapsed()) > NOTICED;
-            if is_noticed && offers.iter().all(|offer| offer.drafts.is_empty()) {
+            let mut chains = offers.iter().flat_map(|offer| &offer.chains);
+            if is_noticed && chains.all(|chain| chain.drafts.is_empty()) {
                 self.rest = REST;
             }
         }
-        for Offer { completion, drafts, .. } in offers {
-            scheduler.set_drafts(completion, drafts);
+        for Offer { completion, mut chains } in offers {
+            let mut place = 0;
+            chains.retain(|chain| {
+                place += 1;
+                place == 1 || !chain.drafts.is_empty()
+            });
+            if let Some(text) = self.texts.get_mut(&completion) {
+                text.matched = chains.iter().map(|chain| chain.matched).collect();
+            }
+            let mut drafts = chains.into_iter().map(|chain| chain.drafts);
+            scheduler.set_drafts(completion, drafts.next().unwrap_or_default(), drafts.collect());
         }
     }
 
@@ -157,26 +167,40 @@ impl Speculator {
     pub(crate) fn learn(&mut self, batch: &BatchPlan, events: &[Event]) {
         if is_decode(batch) {
             let took = self.started.elapsed().saturating_sub(self.drafting);
-            self.lengths.observe_step(batch.logits_rows.len(), took);
+            self.lengths.observe_step(batch.token_ids.len(), took);
         }
-        let mut drawn = HashMap::<Completion, usize>::new();
+        let mut drawn = HashMap::<Completion, Vec<u32>>::new();
         for event in events {
             match event {
-                Event::Token { request, index, .. } => *drawn.entry((*request, *index)).or_default() += 1,
+                Event::Token { request, index, id, .. } => {
+                    drawn.entry((*request, *index)).or_default().push(*id);
+                }
                 Event::Finished { request, index, .. } => {
                     self.texts.remove(&(*request, *index));
                 }
                 Event::PromptLogprobs { .. } => {}
             }
         }
-        for sequence in batch.sequences.iter().filter(|sequence| sequence.num_drafts > 0) {
-            let completion = (sequence.request, sequence.index);
-            let accepted = drawn.get(&completion).map_or(0, |&tokens| tokens - 1);
+        for (place, own) in batch.sequences.iter().enumerate() {
+            let completion = (own.request, own.index);
+            let drawn = drawn.get(&completion).map(Vec::as_slice).unwrap_or_default();
+            let count = 1 + batch.sequences[place + 1..].iter().take_while(|other| other.is_branch).count();
+            let chains = &batch.sequences[place..place + count];
+            if own.is_branch || chains.iter().all(|chain| chain.num_drafts == 0) {
+                continue;
+            }
+            let chosen = batch.chain(place, drawn.first().copied()).0 - place;
+            let accepted = drawn.len().saturating_sub(1);
             self.stats.verified += 1;
-            self.stats.drafted += sequence.num_drafts as u64;
+            self.stats.drafted += chains.iter().map(|chain| chain.num_drafts as u64).sum::<u64>();
             self.stats.accepted += accepted as u64;
-            if let Some(text) = self.texts.get_mut(&completion) {
-                text.acceptance.learn(text.matched, accepted, sequence.num_drafts);
+            self.stats.branches += count as u64 - 1;
+            self.stats.taken += u64::from(chosen > 0);
+            let Some(text) = self.texts.get_mut(&completion) else { continue };
+            for (index, (chain, &matched)) in chains.iter().zip(&text.matched).enumerate() {
+                // The first token of a branch is right whenever it is the one that is drawn.
+                let right = if index == chosen { accepted } else { 0 };
+                text.acceptance.learn(matched, index > 0, right, chain.num_drafts);
             }
         }
     }
@@ -196,8 +220,8 @@ impl Speculator {
 
 /// Whether every sequence of a batch generates, so that its time says what rows cost.
 fn is_decode(batch: &BatchPlan) -> bool {
-    batch
-        .sequences
-        .iter()
-        .all(|sequence| sequence.num_tokens > 0 && sequence.num_rows() == sequence.num_tokens)
+    batch.sequences.iter().all(|sequence| {
+        sequence.num_tokens > 0
+            && sequence.num_rows() + usize::from(sequence.is_branch) == sequence.num_tokens
+    })
 }

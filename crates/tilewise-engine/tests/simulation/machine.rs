@@ -50,6 +50,23 @@ pub(crate) fn expected(request: &GenerateRequest, index: usize) -> Vec<u32> {
     (0..request.max_new_tokens).map(token).collect()
 }
 
+/// Up to three branches that begin with other tokens than the drafts, one of them right where those are not.
+fn branches(random: &mut Random, right: &[u32], drafts: &[u32]) -> Vec<Vec<u32>> {
+    let count = [0, 0, 1, 3][random.below(4) as usize];
+    let place = random.below(3) as u32;
+    let branch = |index: u32| {
+        let mut branch = right[..right.len().min(1 + random.below(20) as usize)].to_vec();
+        if index != place || drafts.first() == right.first() {
+            branch.first_mut().into_iter().for_each(|first| *first += 2 + index);
+        }
+        if random.below(3) == 0 {
+            branch.last_mut().into_iter().for_each(|last| *last += 9);
+        }
+        branch
+    };
+    (0..count).map(branch).collect()
+}
+
 /// What a step does not do.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Fault {
@@ -93,6 +110,9 @@ pub(crate) struct Simulation {
     pub(crate) speculates: bool,
     pub(crate) drafted: usize,
     pub(crate) accepted: usize,
+    /// Branches that were computed, and those that were right.
+    pub(crate) branches: usize,
+    pub(crate) taken: usize,
 }
 
 impl Simulation {
@@ -113,6 +133,8 @@ impl Simulation {
             speculates: false,
             drafted: 0,
             accepted: 0,
+            branches: 0,
+            taken: 0,
         }
     }
 
@@ -129,10 +151,12 @@ impl Simulation {
                 let wrong = self.guess.below(drafts.len() as u64) as usize;
                 drafts[wrong] += 1;
             }
-            proposals.push(((sequence.request, sequence.index), drafts));
+            let right = all[sequence.tokens.len()..].to_vec();
+            let branches = branches(&mut self.guess, &right, &drafts);
+            proposals.push(((sequence.request, sequence.index), drafts, branches));
         }
-        for (completion, drafts) in proposals {
-            self.scheduler.set_drafts(completion, drafts);
+        for (completion, drafts, branches) in proposals {
+            self.scheduler.set_drafts(completion, drafts, branches);
         }
     }
 
@@ -179,7 +203,8 @@ impl Simulation {
                 for position in first..first + sequence.num_tokens {
                     let token = batch.token_ids[row];
                     assert!(position >= known || token == own[position], "request {id}, {index}: input");
-                    if position >= known {
+                    // A branch draws nothing after the known tokens.
+                    if position >= known + usize::from(sequence.is_branch) {
                         assert_eq!(logits_rows.next(), Some(&(row as u32 - 1)));
                         next.push(next_token(history, &self.requests[&id], index));
                     }
@@ -222,12 +247,23 @@ impl Simulation {
         }
         let Some(batch) = batch.filter(|_| fault == Fault::None) else { return Vec::new() };
         let sampled: Vec<_> = tokens.iter().map(|&id| Ok(Sampled { id, logprob: None })).collect();
+        self.count_branches(&batch, &tokens);
         let events = self.scheduler.commit(&batch, &sampled, &mut self.pages, &mut |_, _| None);
         let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
         self.keep_swapped(&batch);
-        self.accepted += tokens - batch.sequences.iter().filter(|s| s.sampling.is_some()).count().min(tokens);
+        self.accepted += tokens
+            - batch.sequences.iter().filter(|s| s.sampling.is_some() && !s.is_branch).count().min(tokens);
         self.keep();
         events
+    }
+
+    fn count_branches(&mut self, batch: &BatchPlan, tokens: &[u32]) {
+        for (place, sequence) in batch.sequences.iter().enumerate() {
+            let first = tokens.get(sequence.first_row).filter(|_| sequence.sampling.is_some());
+            self.branches += usize::from(sequence.is_branch);
+            let taken = !sequence.is_branch && batch.chain(place, first.copied()).0 != place;
+            self.taken += usize::from(taken);
+        }
     }
 
     pub(crate) fn step(&mut self) -> Vec<Event> {
