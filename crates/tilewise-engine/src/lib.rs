@@ -17,6 +17,7 @@ pub mod sampler;
 pub mod scheduler;
 mod speculate;
 pub mod tokenizer;
+pub mod worker;
 
 pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Speculation};
 pub use engine::{Engine, EngineStats};
@@ -26,3 +27,4 @@ pub use request::{
     CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
 };
 pub use speculate::SpeculationStats;
+pub use tilewise::{Logprobs, NotFinite};

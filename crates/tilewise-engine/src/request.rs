@@ -197,6 +197,8 @@ pub enum FinishReason {
     Grammar,
     /// `max_new_tokens` were generated.
     Length,
+    /// Whoever reads its text ended it.
+    Ended,
     /// It failed by itself; others go on.
     Failed(String),
 }
@@ -205,7 +207,7 @@ impl FinishReason {
     /// `stop`, `length` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Stop(_) | Self::Grammar => "stop",
+            Self::Stop(_) | Self::Grammar | Self::Ended => "stop",
             Self::Length => "length",
             Self::Failed(_) => "error",
         }

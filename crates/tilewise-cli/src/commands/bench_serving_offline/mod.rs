@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::cache::events::KvEventPublisher;
-use tilewise_engine::{CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, RequestId};
+use tilewise_engine::{CachedTokens, Engine, Error, Event, FinishReason, RequestId};
 
 use self::trace::Arrival;
 use crate::args::{BenchServingOfflineArgs, Format};
@@ -74,28 +74,15 @@ struct Progress {
 
 pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     check(args)?;
-    let device = super::open_device(&args.device, &args.policy)?;
-    let source = model::source_of(args.load_format, args.model.as_deref())?;
+    let device = super::open_device(&args.engine.device, &args.engine.policy)?;
+    let source = model::source_of(args.engine.load_format, args.engine.model.as_deref())?;
     let sizes = source.config()?;
     let arrivals = match args.trace.to_str() {
         Some("synthetic") => trace::synthetic(args, sizes.vocab_size),
         _ => trace::read(&args.trace, source.tokenizer().ok().as_ref())?,
     };
-    let config = EngineConfig {
-        dtype: args.dtype.0,
-        kv: args.kv_tokens.map_or(EngineConfig::default().kv, KvBudget::Tokens),
-        max_running: args.max_running,
-        max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
-        prefix_cache: !args.disable_radix_cache,
-        kv_events: args.kv_events.is_some(),
-        speculation: model::speculation(&args.speculation),
-        tiers: model::tiers(&args.tiers)?,
-        ..EngineConfig::default()
-    };
-    let mut engine = model::load(&device, &source, &config)?;
-    let replay = args.kv_events_replay.as_deref();
-    let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
-    let mut publisher = args.kv_events.as_ref().map(listen).transpose()?;
+    let mut engine = model::load(&device, &source, &model::engine_config(&args.engine)?)?;
+    let mut publisher = model::kv_events(&args.engine)?;
     let report = serve(&mut engine, arrivals, publisher.as_mut())?;
     let mut stdout = std::io::stdout().lock();
     match args.format {

@@ -1,0 +1,111 @@
+//! `tilewise serve`: a model over HTTP.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tilewise_engine::Engine;
+use tilewise_engine::model::ModelSource;
+use tilewise_engine::worker::Worker;
+use tilewise_server::{Limits, Server, ServerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{LogFormat, ServeArgs};
+use crate::error::CliError;
+use crate::model;
+use crate::progress::LoadingBar;
+
+pub(crate) fn run(args: ServeArgs, key: Option<String>) -> Result<(), CliError> {
+    log(args.log_format);
+    let engine = &args.engine;
+    let source = model::source_of(engine.load_format, engine.model.as_deref())?;
+    let config = server_config(&args, &source, key);
+    config.validate()?;
+    let device = super::open_device(&engine.device, &engine.policy)?;
+    let name = device.caps().name.clone();
+    let (engine_config, publisher) = (model::engine_config(engine)?, model::kv_events(engine)?);
+    let loaded = source.clone();
+    let load = move || {
+        let bar = LoadingBar::new();
+        Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let served = config.served_model_name.clone();
+        let server = Server::bind(config, &source, Worker::start(load, publisher)?).await?;
+        let (address, loaded) = (server.address(), server.loaded());
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let announced = async {
+            loaded.await?;
+            let mut stdout = std::io::stdout().lock();
+            writeln!(
+                stdout,
+                "tilewise serves {served} on {name} at http://{address}, with a page at http://{address}/"
+            )?;
+            stdout.flush()?;
+            Ok::<(), CliError>(())
+        };
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = failure => {}
+            }
+        };
+        let announced = async {
+            let announced = announced.await;
+            match announced {
+                // Kept, so that the server goes on.
+                Ok(()) => Ok(failed),
+                Err(error) => {
+                    let _ = failed.send(());
+                    Err(error)
+                }
+            }
+        };
+        let (served, announced) = tokio::join!(server.serve(stop), announced);
+        announced?;
+        Ok(served?)
+    })
+}
+
+fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) -> ServerConfig {
+    let name = args.served_model_name.clone().unwrap_or_else(|| served_name(source));
+    let mut config = ServerConfig::new(SocketAddr::new(args.host, args.port), name);
+    config.api_key = args.api_key.clone().or(key);
+    config.insecure = args.insecure;
+    config.tool_call_parser.clone_from(&args.tool_call_parser);
+    config.reasoning_parser.clone_from(&args.reasoning_parser);
+    config.max_running = args.engine.max_running;
+    config.limits = Limits {
+        completions: args.max_requests,
+        connections: args.max_connections,
+        body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        drain_time: Duration::from_secs(args.drain_timeout),
+        keep_alive: Duration::from_secs(args.keep_alive),
+        ..Limits::default()
+    };
+    config
+}
+
+/// The folder's name: its path is nobody else's business.
+fn served_name(source: &ModelSource) -> String {
+    let folder = match source {
+        ModelSource::Folder(folder) | ModelSource::Dummy(folder) => folder.canonicalize().ok(),
+        ModelSource::Embedded(_) => None,
+    };
+    let name = folder.and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
+    name.unwrap_or_else(|| "tilewise-demo".to_owned())
+}
+
+fn log(format: LogFormat) {
+    let logs = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO);
+    match format {
+        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+}

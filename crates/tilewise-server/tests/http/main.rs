@@ -1,0 +1,11 @@
+//! The server over real connections. Tests share one, and those that need another start it.
+
+mod cancel;
+mod chat;
+mod common;
+mod completions;
+mod generate;
+mod info;
+mod limits;
+mod responses;
+mod stop;
