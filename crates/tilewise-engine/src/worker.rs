@@ -311,6 +311,8 @@ impl<'a> Desk<'a> {
                     return Ok(());
                 }
             }
+            // Who balances load shall know what has come during the last step.
+            self.publish();
             if self.engine.has_work() {
                 let events = self.engine.step()?;
                 self.done.steps += 1;
@@ -319,14 +321,16 @@ impl<'a> Desk<'a> {
             if let Some(publisher) = &mut self.publisher {
                 publisher.publish(&self.engine.take_kv_events());
             }
-            self.publish();
+            if !self.engine.has_work() {
+                self.publish();
+            }
         }
     }
 
     /// Does what is asked; true if that is to stop.
     fn take(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit { ticket, request, updates } => self.submit(ticket, *request, updates),
+            Command::Submit { ticket, request, updates } => self.submit(ticket, *request, &updates),
             Command::Abort { ticket } => {
                 if let Some(&name) = self.names.get(&ticket) {
                     self.abort(name);
@@ -348,7 +352,7 @@ impl<'a> Desk<'a> {
         false
     }
 
-    fn submit(&mut self, ticket: u64, request: GenerateRequest, updates: mpsc::Sender<Update>) {
+    fn submit(&mut self, ticket: u64, request: GenerateRequest, updates: &mpsc::Sender<Update>) {
         let (prompt, left) = (request.prompt.len(), request.n);
         let update = match self.engine.submit(request) {
             Ok(name) => {

@@ -215,7 +215,10 @@ impl Generation {
         // A token that ends the text is no part of it.
         let piece = match self.stop_ids.contains(&token.id) {
             true => Piece { text: String::new(), stop: None },
-            false => completion.text.push(&self.app.model.tokenizer, token.id).map_err(unreadable)?,
+            false => completion
+                .text
+                .push(&self.app.model.tokenizer, token.id)
+                .map_err(|error| unreadable(&error))?,
         };
         if let Some(stop) = piece.stop {
             completion.stopped = Some(stop);
@@ -239,7 +242,8 @@ impl Generation {
         let (text, end) = match completion.stopped {
             Some(stop) => (String::new(), End::String(stop)),
             None => {
-                let rest = completion.text.finish(&self.app.model.tokenizer).map_err(unreadable)?;
+                let rest =
+                    completion.text.finish(&self.app.model.tokenizer).map_err(|error| unreadable(&error))?;
                 (rest.text, rest.stop.map_or(end, End::String))
             }
         };
@@ -269,7 +273,7 @@ impl Drop for Generation {
     }
 }
 
-fn unreadable(error: tilewise_engine::Error) -> ApiError {
+fn unreadable(error: &tilewise_engine::Error) -> ApiError {
     tracing::error!(%error, "a token has no text");
     ApiError::internal("a token has no text")
 }

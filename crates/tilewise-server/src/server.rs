@@ -76,7 +76,8 @@ impl Server {
         tracing::info!(in_flight = app.in_flight(), "draining");
         let is_drained = tokio::time::timeout(limits.drain_time, app.idle()).await.is_ok();
         if !is_drained {
-            tracing::warn!(aborted = app.abort(None), "requests did not end in time");
+            let aborted = app.abort(None);
+            tracing::warn!(aborted, "requests did not end in time");
         }
         // Those who wait for an answer have it written; whoever does not read it is not waited for.
         close.send_replace(true);

@@ -56,10 +56,13 @@ pub(crate) struct App {
     /// Completions that wait or run.
     in_flight: watch::Sender<usize>,
     draining: AtomicBool,
-    aborts: Mutex<HashMap<String, Vec<(u64, oneshot::Sender<()>)>>>,
+    aborts: Mutex<HashMap<String, Vec<Abort>>>,
     names: RandomState,
     named: AtomicU64,
 }
+
+/// Ends a request; the number tells apart those of one name.
+type Abort = (u64, oneshot::Sender<()>);
 
 /// Room for a request's completions, which is given back when this is dropped.
 pub(crate) struct Room {

@@ -8,7 +8,6 @@ use tilewise_engine::Engine;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::worker::Worker;
 use tilewise_server::{Limits, Server, ServerConfig};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogFormat, ServeArgs};
 use crate::error::CliError;
@@ -34,40 +33,59 @@ pub(crate) fn run(args: ServeArgs, key: Option<String>) -> Result<(), CliError> 
         let served = config.served_model_name.clone();
         let server = Server::bind(config, &source, Worker::start(load, publisher)?).await?;
         let (address, loaded) = (server.address(), server.loaded());
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let announced = async {
+        // Health says that the model is loading meanwhile.
+        let (fail, failed) = tokio::sync::oneshot::channel::<()>();
+        let announce = async {
             loaded.await?;
-            let mut stdout = std::io::stdout().lock();
-            writeln!(
-                stdout,
-                "tilewise serves {served} on {name} at http://{address}, with a page at http://{address}/"
-            )?;
-            stdout.flush()?;
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{served} on {name} is served at http://{address}; its page is http://{address}/")?;
+            out.flush()?;
             Ok::<(), CliError>(())
         };
-        let (failed, failure) = tokio::sync::oneshot::channel();
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = failure => {}
-            }
-        };
-        let announced = async {
-            let announced = announced.await;
-            match announced {
-                // Kept, so that the server goes on.
-                Ok(()) => Ok(failed),
+        let announce = async {
+            // The server goes on for as long as the sender is kept.
+            match announce.await {
+                Ok(()) => Ok(fail),
                 Err(error) => {
-                    let _ = failed.send(());
+                    drop(fail);
                     Err(error)
                 }
             }
         };
-        let (served, announced) = tokio::join!(server.serve(stop), announced);
+        let (signalled, stopped) = (signals()?, async { failed.await.is_err().then_some(()) });
+        let stop = async {
+            tokio::select! {
+                () = signalled => {}
+                Some(()) = stopped => {}
+            }
+        };
+        let (served, announced) = tokio::join!(server.serve(stop), announce);
         announced?;
         Ok(served?)
+    })
+}
+
+/// Waits until the program is told to end.
+#[cfg(unix)]
+fn signals() -> Result<impl Future<Output = ()>, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Waits until the program is told to end.
+#[cfg(not(unix))]
+fn signals() -> Result<impl Future<Output = ()>, CliError> {
+    Ok(async {
+        // Where there is no such signal, the server is ended by force.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     })
 }
 

@@ -21,6 +21,29 @@ pub(crate) fn demo() -> ModelSource {
     ModelSource::Folder(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo"))
 }
 
+/// A folder that is deleted with this.
+pub(crate) struct Folder {
+    pub(crate) source: ModelSource,
+    _folder: tempfile::TempDir,
+}
+
+/// The demo model with another chat template.
+pub(crate) fn folder(template: &str) -> Folder {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    for file in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(demo.join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Folder { source: ModelSource::Folder(folder.path().to_owned()), _folder: folder }
+}
+
 /// A server that runs.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,

@@ -1,5 +1,6 @@
 //! The server over real connections. Tests share one, and those that need another start it.
 
+mod abuse;
 mod cancel;
 mod chat;
 mod common;
@@ -9,3 +10,4 @@ mod info;
 mod limits;
 mod responses;
 mod stop;
+mod tools;
