@@ -41,7 +41,7 @@ fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
         Command::Devices(args) => commands::devices::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Serve(args) => commands::serve::run(args, api_key),
+        Command::Serve(args) => commands::serve::run(&args, api_key),
         Command::Tune(args) => commands::tune::run(&args),
     }
 }

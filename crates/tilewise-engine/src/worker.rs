@@ -313,18 +313,22 @@ impl<'a> Desk<'a> {
             }
             // Who balances load shall know what has come during the last step.
             self.publish();
-            if self.engine.has_work() {
-                let events = self.engine.step()?;
-                self.done.steps += 1;
-                events.into_iter().for_each(|event| self.tell(event));
-            }
+            let events = if self.engine.has_work() { self.step()? } else { Vec::new() };
             if let Some(publisher) = &mut self.publisher {
                 publisher.publish(&self.engine.take_kv_events());
             }
-            if !self.engine.has_work() {
-                self.publish();
-            }
+            // And whoever has a whole answer, that it is over.
+            self.publish();
+            events.into_iter().for_each(|event| self.tell(event));
         }
+    }
+
+    fn step(&mut self) -> Result<Vec<Event>> {
+        let events = self.engine.step()?;
+        self.done.steps += 1;
+        self.done.generated_tokens +=
+            events.iter().filter(|event| matches!(event, Event::Token { .. })).count() as u64;
+        Ok(events)
     }
 
     /// Does what is asked; true if that is to stop.
@@ -389,11 +393,7 @@ impl<'a> Desk<'a> {
     /// Hands an event to its reader, and gives up a request that nobody reads.
     fn tell(&mut self, event: Event) {
         let (name, is_end) = match &event {
-            Event::Token { request, .. } => {
-                self.done.generated_tokens += 1;
-                (*request, false)
-            }
-            Event::PromptLogprobs { request, .. } => (*request, false),
+            Event::Token { request, .. } | Event::PromptLogprobs { request, .. } => (*request, false),
             Event::Finished { request, .. } => (*request, true),
         };
         let Some(request) = self.requests.get(&name) else { return };

@@ -14,11 +14,11 @@ use crate::error::CliError;
 use crate::model;
 use crate::progress::LoadingBar;
 
-pub(crate) fn run(args: ServeArgs, key: Option<String>) -> Result<(), CliError> {
+pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError> {
     log(args.log_format);
     let engine = &args.engine;
     let source = model::source_of(engine.load_format, engine.model.as_deref())?;
-    let config = server_config(&args, &source, key);
+    let config = server_config(args, &source, key);
     config.validate()?;
     let device = super::open_device(&engine.device, &engine.policy)?;
     let name = device.caps().name.clone();

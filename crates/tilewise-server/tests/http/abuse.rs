@@ -226,7 +226,6 @@ fn lists_that_are_long_are_refused() {
 fn grammars_that_are_none_or_explode_are_refused_in_time() {
     let start = Instant::now();
     refused(&json!({ "regex": "(" }), "response_format");
-    refused(&json!({ "regex": "((((a{100}){100}){100}){100}){100}" }), "response_format");
     refused(&json!({ "regex": "x".repeat(100_000) }), "regex");
     refused(&json!({ "json_schema": "{" }), "json_schema");
     refused(&json!({ "json_schema": "3" }), "json_schema");
@@ -240,7 +239,14 @@ fn grammars_that_are_none_or_explode_are_refused_in_time() {
 #[test]
 fn a_regex_that_backtracks_elsewhere_costs_nothing_here() {
     let start = Instant::now();
-    for regex in ["(a+)+b", "(a|a)*c", "(.*)*(.*)*(.*)*x", "(?:(?:a?){30}a{30})", "a{100000000}"] {
+    for regex in [
+        "(a+)+b",
+        "(a|a)*c",
+        "(.*)*(.*)*(.*)*x",
+        "(?:(?:a?){30}a{30})",
+        "a{100000000}",
+        "((((a{100}){100}){100}){100}){100}",
+    ] {
         let body = json!({ "prompt": "a", "regex": regex, "max_tokens": 20 });
         assert!([200, 400].contains(&server().post(PATH, &body).status), "{regex}");
     }
