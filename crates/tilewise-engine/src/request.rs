@@ -199,6 +199,8 @@ pub enum FinishReason {
     Length,
     /// Whoever reads its text ended it.
     Ended,
+    /// Its grammar cannot be followed: nothing obeys it, or it is too large.
+    Ungrammatical(String),
     /// It failed by itself; others go on.
     Failed(String),
 }
@@ -209,7 +211,7 @@ impl FinishReason {
         match self {
             Self::Stop(_) | Self::Grammar | Self::Ended => "stop",
             Self::Length => "length",
-            Self::Failed(_) => "error",
+            Self::Ungrammatical(_) | Self::Failed(_) => "error",
         }
     }
 }

@@ -234,6 +234,10 @@ impl Generation {
             FinishReason::Stop(id) => End::Token(id),
             FinishReason::Grammar => End::Grammar,
             FinishReason::Length | FinishReason::Ended => End::Length,
+            FinishReason::Ungrammatical(why) => {
+                let message = format!("the grammar cannot be followed: {why}");
+                return Err(ApiError::param("response_format", message).code("invalid_grammar"));
+            }
             FinishReason::Failed(why) => {
                 return Err(ApiError::internal(format!("generation ended early: {why}")));
             }

@@ -10,6 +10,9 @@ use crate::error::ApiError;
 /// Bytes of a grammar: it is compiled while others wait.
 const MAX_BYTES: usize = 64 << 10;
 
+/// Remainders that a grammar may tell apart.
+const MOST_REMAINDERS: u64 = 20_000;
+
 /// The form of a text.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -74,6 +77,7 @@ pub(crate) fn schema(field: &str, schema: Value) -> Result<Grammar, ApiError> {
         return Err(ApiError::param(field, format!("{field}: a schema must be an object")));
     }
     check_size(field, &schema.to_string())?;
+    check_multiples(field, &schema)?;
     Ok(Grammar::JsonSchema(schema))
 }
 
@@ -94,6 +98,45 @@ pub(crate) fn schema_text(field: &str, text: &str) -> Result<Grammar, ApiError> 
 pub(crate) fn regex(field: &str, regex: &str) -> Result<Grammar, ApiError> {
     check_size(field, regex)?;
     Ok(Grammar::Regex(regex.to_owned()))
+}
+
+/// Refuses multiples of large numbers: the grammar has a state for each remainder, and a million of them take ten seconds
+/// while all others wait.
+///
+/// # Errors
+/// 400.
+pub(crate) fn check_multiples(field: &str, schema: &Value) -> Result<(), ApiError> {
+    match common_multiple(schema, 1) {
+        Some(_) => Ok(()),
+        None => Err(ApiError::param(
+            field,
+            format!("{field}: multipleOf must divide a number up to {MOST_REMAINDERS}"),
+        )),
+    }
+}
+
+/// The least common multiple of all `multipleOf` in a schema and `so_far`, whatever the place of their decimal point; `None`
+/// above the limit.
+fn common_multiple(schema: &Value, so_far: u64) -> Option<u64> {
+    match schema {
+        Value::Array(values) => {
+            values.iter().try_fold(so_far, |so_far, value| common_multiple(value, so_far))
+        }
+        Value::Object(fields) => fields.iter().try_fold(so_far, |so_far, (name, value)| match value {
+            Value::Number(number) if name == "multipleOf" => {
+                let digits: u64 =
+                    number.to_string().replace('.', "").parse().ok().filter(|&digits| digits > 0)?;
+                let multiple = so_far.checked_mul(digits / greatest_divisor(so_far, digits))?;
+                (multiple <= MOST_REMAINDERS).then_some(multiple)
+            }
+            value => common_multiple(value, so_far),
+        }),
+        _ => Some(so_far),
+    }
+}
+
+fn greatest_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_divisor(b, a % b) }
 }
 
 fn check_size(field: &str, text: &str) -> Result<(), ApiError> {

@@ -7,6 +7,7 @@ use tilewise_engine::Grammar;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::grammars::check_multiples;
 
 /// Tools of a request at most.
 const MAX_TOOLS: usize = 128;
@@ -143,6 +144,7 @@ fn tool(definition: ToolDefinition) -> Result<Tool, ApiError> {
     if !parameters.is_object() {
         return Err(ApiError::param("tools", format!("the parameters of {name:?} must be a schema")));
     }
+    check_multiples("tools", &parameters)?;
     let function = Function { name, description, parameters, strict, extra: Map::new() };
     Ok(Tool { tool_type: "function".to_owned(), function })
 }

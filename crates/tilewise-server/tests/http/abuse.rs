@@ -203,6 +203,9 @@ fn numbers_out_of_range_are_refused() {
     refused(&json!({ "temperature": 1e39 }), "temperature");
     refused(&json!({ "top_k": -2 }), "top_k");
     refused(&json!({ "top_k": i64::MIN }), "top_k");
+    let multiple =
+        json!({ "prompt": "x", "json_schema": "{\"type\":\"integer\",\"multipleOf\":60}", "max_tokens": 4 });
+    server().ask(PATH, &multiple);
     server().ask(PATH, &json!({ "prompt": "x", "seed": i64::MIN, "max_tokens": 1, "top_k": i64::MAX }));
     unharmed(server());
 }
@@ -232,6 +235,26 @@ fn grammars_that_are_none_or_explode_are_refused_in_time() {
     refused(&json!({ "json_schema": "{\"type\":\"nonsense\"}" }), "response_format");
     refused(&json!({ "json_schema": "{\"$ref\":\"http://127.0.0.1:1/schema\"}" }), "response_format");
     refused(&json!({ "json_schema": "{\"$ref\":\"file:///etc/passwd\"}" }), "response_format");
+    for multiple in ["1000003", "0.1000003", "1e-30", "0", "-5"] {
+        let schema = format!("{{\"type\":\"number\",\"multipleOf\":{multiple}}}");
+        refused(&json!({ "json_schema": schema }), "json_schema");
+    }
+    refused(
+        &json!({ "json_schema": "{\"allOf\":[{\"multipleOf\":997},{\"multipleOf\":991}]}" }),
+        "json_schema",
+    );
+    let wide: Value = (0..1500).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
+    let wide = json!({ "type": "object", "properties": wide }).to_string();
+    let error = server().refused(PATH, &json!({ "prompt": "x", "json_schema": wide }), "response_format");
+    assert_eq!(error["code"], "invalid_grammar");
+    let endless = "{\"$defs\":{\"a\":{\"$ref\":\"#/$defs/a\"}},\"$ref\":\"#/$defs/a\"}";
+    refused(&json!({ "json_schema": endless }), "response_format");
+    let error = server().refused(
+        PATH,
+        &json!({ "prompt": "x", "json_schema": format!("{{\"minimum\":-1{}}}", "0".repeat(300)) }),
+        "response_format",
+    );
+    assert!(!error["message"].as_str().unwrap().contains("backtrace"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     unharmed(server());
 }

@@ -8,6 +8,7 @@ mod completions;
 mod generate;
 mod info;
 mod limits;
+mod load;
 mod responses;
 mod stop;
 mod tools;

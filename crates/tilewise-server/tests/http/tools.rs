@@ -16,7 +16,7 @@ fn tool(name: &str) -> Value {
     json!({ "type": "function", "function": { "name": name, "description": "The weather", "parameters": parameters } })
 }
 
-fn body(choice: Value) -> Value {
+fn body(choice: &Value) -> Value {
     json!({
         "messages": [{ "role": "user", "content": "How is the weather in Rome?" }],
         "tools": [tool("get_weather"), tool("get_forecast")], "tool_choice": choice, "max_tokens": 120, "temperature": 0,
@@ -29,7 +29,7 @@ fn a_call_that_is_required_is_one_of_the_tools_by_its_schema() {
     for (choice, names) in
         [(json!("required"), vec!["get_weather", "get_forecast"]), (named, vec!["get_forecast"])]
     {
-        let whole = server().ask(PATH, &body(choice.clone()));
+        let whole = server().ask(PATH, &body(&choice));
         let choice_of = &whole["choices"][0];
         assert_eq!(choice_of["finish_reason"], "tool_calls", "{whole}");
         assert!(choice_of["message"]["content"].is_null(), "{whole}");
@@ -41,7 +41,7 @@ fn a_call_that_is_required_is_one_of_the_tools_by_its_schema() {
             ["Oslo", "Rome"].contains(&arguments["city"].as_str().unwrap()) && arguments["days"].is_i64()
         );
 
-        let chunks = chunks(&server().stream(PATH, &body(choice)));
+        let chunks = chunks(&server().stream(PATH, &body(&choice)));
         let deltas: Vec<&Value> = chunks
             .iter()
             .filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array())
@@ -61,9 +61,9 @@ fn a_call_that_is_required_is_one_of_the_tools_by_its_schema() {
 
 #[test]
 fn a_conversation_with_calls_and_their_answers_goes_on() {
-    let whole = server().ask(PATH, &body(json!("required")));
+    let whole = server().ask(PATH, &body(&json!("required")));
     let message = whole["choices"][0]["message"].clone();
-    let mut next = body(json!("none"));
+    let mut next = body(&json!("none"));
     let id = message["tool_calls"][0]["id"].clone();
     let answer = json!({ "role": "tool", "tool_call_id": id, "content": "Sunny" });
     next["messages"].as_array_mut().unwrap().extend([message, answer]);
@@ -83,7 +83,7 @@ fn tools_that_mean_nothing_are_refused() {
         (json!({ "tools": vec![tool("f"); 200] }), "tools"),
         (json!({ "response_format": { "type": "json_object" } }), "response_format"),
     ] {
-        let mut asked = body(json!("required"));
+        let mut asked = body(&json!("required"));
         asked.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         server().refused(PATH, &asked, param);
     }
@@ -93,8 +93,8 @@ fn tools_that_mean_nothing_are_refused() {
 fn a_model_whose_template_has_no_tools_refuses_them() {
     let model = folder("{% for message in messages %}{{ message.content }}{% endfor %}");
     let server = start_model(&model.source, |_, _| {});
-    server.refused(PATH, &body(json!("auto")), "tools");
-    server.ask(PATH, &body(json!("none")));
+    server.refused(PATH, &body(&json!("auto")), "tools");
+    server.ask(PATH, &body(&json!("none")));
 }
 
 #[test]

@@ -158,7 +158,10 @@ fn serve(
                 }
                 Event::Finished { request, reason, cached_from, .. } => {
                     cached_tokens += cached_from;
-                    failed += usize::from(matches!(reason, FinishReason::Failed(_)));
+                    failed += usize::from(matches!(
+                        reason,
+                        FinishReason::Failed(_) | FinishReason::Ungrammatical(_)
+                    ));
                     whole.extend(running.remove(&request).map(|progress| now - progress.arrived));
                 }
                 _ => {}
