@@ -10,9 +10,10 @@ use tilewise_engine::worker::{Update, Updates};
 use tilewise_engine::{Event, FinishReason, Logprobs, NotFinite};
 
 use crate::error::ApiError;
-use crate::gate::request_name;
+use crate::gate::Current;
 use crate::sampling::Ask;
 use crate::state::{Abortable, App, Room};
+use crate::trace::{Span, SpanKind, TraceContext};
 
 /// Something new of a request.
 #[derive(Debug)]
@@ -79,8 +80,9 @@ pub(crate) struct Generation {
     pub(crate) completion_tokens: usize,
     pub(crate) cached_tokens: usize,
     started: Instant,
-    /// The name of the HTTP request, for the log.
-    request: String,
+    /// The HTTP request that it answers, for the log.
+    request: Current,
+    first_token: Option<Duration>,
     outcome: &'static str,
     _room: Arc<Room>,
 }
@@ -122,7 +124,8 @@ impl Generation {
             completion_tokens: 0,
             cached_tokens: 0,
             started: Instant::now(),
-            request: request_name(),
+            request: Current::get(),
+            first_token: None,
             outcome: "cancelled",
             app: app.clone(),
             _room: room.clone(),
@@ -211,6 +214,7 @@ impl Generation {
             return Ok(());
         }
         self.completion_tokens += 1;
+        self.first_token.get_or_insert_with(|| self.started.elapsed());
         self.app.metrics.token(self.started, completion.last.replace(Instant::now()));
         // A token that ends the text is no part of it.
         let piece = match self.stop_ids.contains(&token.id) {
@@ -262,9 +266,10 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        let milliseconds = self.elapsed().as_secs_f64() * 1e3;
-        let Self { request, outcome, completion_tokens, cached_tokens, .. } = self;
-        let prompt_tokens = self.prompt.len();
+        let duration = self.elapsed();
+        let Self { outcome, completion_tokens, cached_tokens, .. } = *self;
+        let (request, prompt_tokens) = (&self.request.name, self.prompt.len());
+        let milliseconds = duration.as_secs_f64() * 1e3;
         tracing::info!(
             request,
             outcome,
@@ -274,6 +279,26 @@ impl Drop for Generation {
             milliseconds,
             "generated"
         );
+        let (Some(tracer), Some(parent)) = (&self.app.tracer, self.request.trace.take()) else { return };
+        let mut attributes = vec![
+            ("gen_ai.request.model", self.app.config.served_model_name.as_str().into()),
+            ("gen_ai.usage.input_tokens", prompt_tokens.into()),
+            ("gen_ai.usage.output_tokens", completion_tokens.into()),
+            ("tilewise.cached_tokens", cached_tokens.into()),
+            ("tilewise.outcome", outcome.into()),
+        ];
+        attributes.extend(
+            self.first_token.map(|time| ("gen_ai.server.time_to_first_token", time.as_secs_f64().into())),
+        );
+        tracer.send(&Span {
+            context: TraceContext { trace: parent.trace, span: self.app.new_span() },
+            parent: Some(parent.span),
+            name: "generate".to_owned(),
+            kind: SpanKind::Internal,
+            duration,
+            attributes,
+            is_error: outcome == "failed",
+        });
     }
 }
 
