@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tilewise_engine::tokenizer::{Piece, TextStream};
 use tilewise_engine::worker::{Update, Updates};
 use tilewise_engine::{Event, FinishReason, Logprobs, NotFinite};
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::gate::Current;
@@ -58,6 +60,25 @@ impl End {
             Self::Aborted => "abort",
         }
     }
+
+    /// The string or the token that it ended at.
+    pub(crate) fn matched(&self) -> Option<Matched> {
+        match self {
+            Self::String(string) => Some(Matched::String(string.clone())),
+            Self::Token(id) => Some(Matched::Token(*id)),
+            Self::Grammar | Self::Length | Self::Aborted => None,
+        }
+    }
+}
+
+/// What ended a text.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Matched {
+    /// A stop string.
+    String(String),
+    /// A token.
+    Token(u32),
 }
 
 /// The text of a completion.
@@ -96,26 +117,46 @@ impl Generation {
     pub(crate) async fn start(
         app: &Arc<App>,
         ask: Ask,
-        room: &Arc<Room>,
+        room: Room,
         name: &str,
         prompt_field: &str,
     ) -> Result<Self, ApiError> {
+        let mut generation = Self::submit(app, ask, &Arc::new(room), name);
+        generation.accepted(prompt_field).await?;
+        Ok(generation)
+    }
+
+    /// As [`Generation::start`], for several requests of which none waits for another.
+    ///
+    /// # Errors
+    /// Those of the first that has any.
+    pub(crate) async fn start_all(
+        app: &Arc<App>,
+        asks: Vec<Ask>,
+        room: Room,
+        name: &str,
+        prompt_field: &str,
+    ) -> Result<Vec<Self>, ApiError> {
+        let room = Arc::new(room);
+        let mut generations: Vec<Self> =
+            asks.into_iter().map(|ask| Self::submit(app, ask, &room, name)).collect();
+        for generation in &mut generations {
+            generation.accepted(prompt_field).await?;
+        }
+        Ok(generations)
+    }
+
+    fn submit(app: &Arc<App>, ask: Ask, room: &Arc<Room>, name: &str) -> Self {
         let Ask { request, stop } = ask;
         let (prompt, n) = (request.prompt.clone(), request.n);
         let mut stop_ids: HashSet<u32> = request.stop_ids.iter().copied().collect();
         if !request.ignore_eos {
             stop_ids.extend(&app.model.config.eos_ids);
         }
-        let mut updates = app.worker.submit(request);
-        match updates.next().await {
-            Some(Update::Accepted) => {}
-            Some(Update::Refused(error)) => return Err(ApiError::refused(&error, prompt_field)),
-            _ => return Err(ApiError::unavailable("the engine has failed")),
-        }
         let completion =
             || Some(Completion { text: TextStream::new(stop.clone()), stopped: None, last: None });
-        Ok(Self {
-            updates,
+        Self {
+            updates: app.worker.submit(request),
             completions: (0..n).map(|_| completion()).collect(),
             stop_ids,
             news: VecDeque::new(),
@@ -129,7 +170,17 @@ impl Generation {
             outcome: "cancelled",
             app: app.clone(),
             _room: room.clone(),
-        })
+        }
+    }
+
+    async fn accepted(&mut self, prompt_field: &str) -> Result<(), ApiError> {
+        let error = match self.updates.next().await {
+            Some(Update::Accepted) => return Ok(()),
+            Some(Update::Refused(error)) => ApiError::refused(&error, prompt_field),
+            _ => ApiError::unavailable("the engine has failed"),
+        };
+        self.outcome = "refused";
+        Err(error)
     }
 
     /// Since the request was accepted.

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
 use tilewise_engine::Logprobs;
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
-use crate::generation::{End, Token};
+use crate::generation::{Matched, Token};
 use crate::state::App;
 
 /// Continuations, or a part of them as they come.
@@ -32,8 +31,7 @@ pub(crate) struct CompletionChoice {
     /// `stop`, `length` or `abort`; null while there is more to come.
     pub(crate) finish_reason: Option<&'static str>,
     /// The string or the token that ended it.
-    #[schema(value_type = Option<Object>)]
-    pub(crate) matched_stop: Option<Value>,
+    pub(crate) matched_stop: Option<Matched>,
 }
 
 /// How probable the tokens were.
@@ -109,14 +107,5 @@ impl CompletionChoice {
         }
         self.finish_reason = self.finish_reason.or(more.finish_reason);
         self.matched_stop = self.matched_stop.take().or(more.matched_stop);
-    }
-}
-
-/// The string or the token that ended a text.
-pub(crate) fn matched(end: &End) -> Option<Value> {
-    match end {
-        End::String(string) => Some(string.clone().into()),
-        End::Token(id) => Some((*id).into()),
-        End::Grammar | End::Length | End::Aborted => None,
     }
 }

@@ -69,7 +69,7 @@ pub(crate) async fn responses(
         Ok((room, sampling.ask(&worker, prompt, "input")?))
     })
     .await?;
-    let generation = Generation::start(&app, ask, &Arc::new(room), &name, "input").await?;
+    let generation = Generation::start(&app, ask, room, &name, "input").await?;
     let answer = Answer {
         response,
         item,
