@@ -6,12 +6,14 @@ use std::ffi::OsString;
 pub(crate) struct Environment {
     /// The command line, program name first.
     pub(crate) args: Vec<OsString>,
+    /// What clients of a server have to present: other processes see a command line, but not this.
+    pub(crate) api_key: Option<String>,
 }
 
 impl Environment {
     /// Reads it.
     pub(crate) fn read() -> Self {
-        Self { args: std::env::args_os().collect() }
+        Self { args: std::env::args_os().collect(), api_key: std::env::var("TILEWISE_API_KEY").ok() }
     }
 }
 

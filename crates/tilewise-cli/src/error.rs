@@ -53,6 +53,16 @@ impl From<tilewise_engine::Error> for CliError {
     }
 }
 
+impl From<tilewise_server::ServerError> for CliError {
+    fn from(error: tilewise_server::ServerError) -> Self {
+        match error {
+            tilewise_server::ServerError::Model(error) => error.into(),
+            tilewise_server::ServerError::Config(why) => Self::Usage(why),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
 impl From<std::io::Error> for CliError {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {

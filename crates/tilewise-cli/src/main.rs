@@ -17,7 +17,7 @@ use error::CliError;
 fn main() -> ExitCode {
     let environment = env::Environment::read();
     let result = match args::parse(environment.args) {
-        Ok(command) => run(command),
+        Ok(command) => run(command, environment.api_key),
         Err(error) if error.use_stderr() => Err(CliError::from(error)),
         // Help and version were asked for.
         Err(error) => error.print().map_err(CliError::from),
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), CliError> {
+fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
     match command {
         Command::Generate(args) => commands::generate::run(&args),
         Command::Bench(Bench::Attention(args)) => commands::bench_attention::run(&args),
@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Devices(args) => commands::devices::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Serve(args) => commands::serve::run(&args, api_key),
         Command::Tune(args) => commands::tune::run(&args),
     }
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tilewise::Device;
+use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
 use tilewise_engine::model::ModelSource;
-use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, Speculation};
+use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
 
-use crate::args::{DeviceArgs, LoadFormat, SpeculationArgs, TierArgs};
+use crate::args::{DeviceArgs, EngineArgs, LoadFormat, SpeculationArgs, TierArgs};
 use crate::embedded::{DEMO, DRAFT};
 use crate::error::CliError;
 use crate::progress::LoadingBar;
@@ -50,6 +51,38 @@ pub(crate) fn speculation(args: &SpeculationArgs) -> Option<Speculation> {
     };
     let length = if args.fixed_drafts { DraftLength::Fixed } else { DraftLength::Adaptive };
     Some(Speculation { drafter, max_drafts: args.max_drafts, length, branches: args.draft_branches })
+}
+
+/// How the command line wants an engine to serve.
+///
+/// # Errors
+/// As [`tiers`].
+pub(crate) fn engine_config(args: &EngineArgs) -> Result<EngineConfig, CliError> {
+    Ok(EngineConfig {
+        dtype: args.dtype.0,
+        kv: args.kv_tokens.map_or(EngineConfig::default().kv, KvBudget::Tokens),
+        max_running: args.max_running,
+        max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
+        prefix_cache: !args.disable_radix_cache,
+        kv_events: args.kv_events.is_some(),
+        decode_slowdown: args.decode_slowdown.unwrap_or_default().0,
+        preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+        }),
+        speculation: speculation(&args.speculation),
+        tiers: tiers(&args.tiers)?,
+        ..EngineConfig::default()
+    })
+}
+
+/// Where the command line wants the prefix cache's events to be published.
+///
+/// # Errors
+/// As [`KvEventPublisher::new`].
+pub(crate) fn kv_events(args: &EngineArgs) -> Result<Option<KvEventPublisher>, CliError> {
+    let replay = args.kv_events_replay.as_deref();
+    let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
+    Ok(args.kv_events.as_ref().map(listen).transpose()?)
 }
 
 /// Loads a model with a progress bar.

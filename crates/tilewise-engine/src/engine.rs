@@ -51,7 +51,7 @@ pub struct Engine {
 }
 
 /// What an engine is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Sequences that wait: one for each request until its completions part, then one for each of them.
     pub waiting: usize,
@@ -192,6 +192,21 @@ impl Engine {
         let is_known = self.scheduler.abort(request, &mut self.pages);
         self.host_pages.keep(&self.scheduler);
         is_known
+    }
+
+    /// Ends a completion that has a token, such as one whose text reached a stop string, with [`FinishReason::Ended`]; the
+    /// others of its request go on. `None` if it is over or unknown.
+    pub fn finish(&mut self, request: RequestId, index: usize) -> Option<Event> {
+        let completion = (request, index);
+        let event = self.scheduler.finish(completion, FinishReason::Ended, &mut self.pages)?;
+        self.grammars.remove(completion);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.finish(completion);
+        }
+        if let Some(tiered) = &mut self.tiered {
+            tiered.finish(completion);
+        }
+        Some(event)
     }
 
     /// Computes one batch and returns what happened; nothing, if nothing waits, or only for tiers.

@@ -87,7 +87,7 @@ impl Grammars {
         let matcher = Matcher::new(factory.create_parser(top));
         match matcher.get_error() {
             // It shows the place in the grammar, on lines of its own.
-            Some(why) => Err(Error::Grammar(why.split_whitespace().collect::<Vec<_>>().join(" "))),
+            Some(why) => Err(Error::Grammar(sentence(&why))),
             None => Ok(matcher),
         }
     }
@@ -126,7 +126,8 @@ impl Grammars {
                 match matcher.compute_mask() {
                     Ok(mask) => allowed.push(row, &mask, words),
                     Err(why) => {
-                        failed.push((row as usize, FinishReason::Failed(format!("grammar: {why}"))));
+                        let why = FinishReason::Ungrammatical(sentence(&why.to_string()));
+                        failed.push((row as usize, why));
                     }
                 }
                 row += 1;
@@ -142,10 +143,20 @@ impl Grammars {
     pub(crate) fn push(&mut self, completion: Completion, id: u32) -> Option<FinishReason> {
         let matcher = self.matchers.get_mut(&completion)?;
         match matcher.consume_token(id) {
-            Err(why) => Some(FinishReason::Failed(format!("grammar: {why}"))),
+            Err(why) => Some(FinishReason::Ungrammatical(sentence(&why.to_string()))),
             Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),
         }
     }
+}
+
+/// An error on one line, without the parser's state and what a panic leaves.
+fn sentence(why: &str) -> String {
+    /// Characters of a long one.
+    const LENGTH: usize = 300;
+    let words = why.split(" <").next().unwrap_or_default();
+    let words =
+        words.split("\n<").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    words.chars().take(LENGTH).collect()
 }
 
 fn factory(source: &ModelSource, config: &ModelConfig) -> Result<ParserFactory> {
@@ -162,5 +173,7 @@ fn factory(source: &ModelSource, config: &ModelConfig) -> Result<ParserFactory> 
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(&ends)));
     let mut factory = ParserFactory::new_simple(&environment).map_err(|e| unsupported(e.to_string()))?;
     factory.quiet();
+    // Errors go to whoever sent the grammar, and shall not tell how the program is built.
+    factory.limits_mut().verbose_errors = false;
     Ok(factory)
 }

@@ -18,6 +18,7 @@ pub mod scheduler;
 mod speculate;
 mod times;
 pub mod tokenizer;
+pub mod worker;
 
 pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};
 pub use engine::{Engine, EngineStats};
@@ -27,3 +28,4 @@ pub use request::{
     CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
 };
 pub use speculate::SpeculationStats;
+pub use tilewise::{Logprobs, NotFinite};

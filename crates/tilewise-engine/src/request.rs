@@ -197,6 +197,10 @@ pub enum FinishReason {
     Grammar,
     /// `max_new_tokens` were generated.
     Length,
+    /// Whoever reads its text ended it.
+    Ended,
+    /// Its grammar cannot be followed: nothing obeys it, or it is too large.
+    Ungrammatical(String),
     /// It failed by itself; others go on.
     Failed(String),
 }
@@ -205,9 +209,9 @@ impl FinishReason {
     /// `stop`, `length` or `error`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Stop(_) | Self::Grammar => "stop",
+            Self::Stop(_) | Self::Grammar | Self::Ended => "stop",
             Self::Length => "length",
-            Self::Failed(_) => "error",
+            Self::Ungrammatical(_) | Self::Failed(_) => "error",
         }
     }
 }

@@ -129,6 +129,8 @@ fn a_gpu_gives_the_same_bits_in_any_batch_chunk_and_page_size() {
             for (max_batch_tokens, page_size) in [(256, 32), (17, 16), (64, 128)] {
                 let config = EngineConfig { max_batch_tokens, page_size, ..small() };
                 let mut engine = open_on(&gpu.device, folder.path(), &config).unwrap();
+                engine.warm_up().unwrap();
+                assert_eq!(engine.stats().free_tokens, engine.stats().total_tokens);
                 let got = run_all(&mut engine, &requests);
                 let what = format!("{} {dtype:?}, {max_batch_tokens} tokens, pages of {page_size}", gpu.name);
                 assert_same(&what, &got, &want);

@@ -1,2 +1,43 @@
-//! HTTP over the engine. No endpoint is served yet: this crate holds its place in the workspace.
+//! HTTP over the engine: OpenAI's protocol, and that of an SGLang worker.
+//!
+//! ```no_run
+//! use tilewise_engine::model::ModelSource;
+//! use tilewise_engine::worker::Worker;
+//! use tilewise_engine::{Engine, EngineConfig};
+//! use tilewise_server::{Server, ServerConfig};
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let source = ModelSource::Folder("models/demo".into());
+//! let loaded = source.clone();
+//! let load = move || Engine::new(tilewise::open("cpu", None)?, &loaded, &EngineConfig::default(), &mut |_| {});
+//! let worker = Worker::start(load, None)?;
+//! let config = ServerConfig::new("127.0.0.1:8000".parse()?, "demo");
+//! let server = Server::bind(config, &source, worker).await?;
+//! server.serve(std::future::pending()).await?;
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
+
+mod body;
+mod config;
+mod connection;
+mod error;
+mod fields;
+mod gate;
+mod generation;
+mod grammars;
+mod metrics;
+mod parsers;
+mod prompt;
+mod routes;
+mod sampling;
+mod server;
+mod sse;
+mod state;
+mod tools;
+mod trace;
+
+pub use config::{Limits, ServerConfig};
+pub use error::ServerError;
+pub use server::Server;

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
 use tilewise_engine::{
-    CachedTokens, Engine, EngineConfig, Event, GenerateRequest, Grammar, KvBudget, SamplingParams,
-    SpeculationStats,
+    CachedTokens, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Grammar, KvBudget,
+    SamplingParams, SpeculationStats,
 };
 
 use crate::args::{Format, GenerateArgs};
@@ -155,7 +155,7 @@ fn generate(
                 }
                 Event::Finished { reason, cached_from, .. } => {
                     generated.cached_tokens = cached_from;
-                    if let tilewise_engine::FinishReason::Failed(why) = &reason {
+                    if let FinishReason::Failed(why) | FinishReason::Ungrammatical(why) = &reason {
                         return Err(CliError::Failed(format!("generation ended early: {why}")));
                     }
                     generated.finish_reason = reason.name();

@@ -7,6 +7,7 @@ pub(crate) mod devices;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod serve;
 mod shape;
 pub(crate) mod tune;
 

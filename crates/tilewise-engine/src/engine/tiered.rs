@@ -136,6 +136,10 @@ impl Tiered {
         self.fetches.retain(|fetch| fetch.of.0 != request);
     }
 
+    pub(super) fn finish(&mut self, completion: (RequestId, usize)) {
+        self.fetches.retain(|fetch| fetch.of != completion);
+    }
+
     /// Starts to fetch what waiting requests lack.
     fn ask(&mut self, scheduler: &mut Scheduler, pages: &mut PagePool) {
         while self.fetches.len() < FETCHES

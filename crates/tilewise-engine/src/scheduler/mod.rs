@@ -155,15 +155,20 @@ impl Scheduler {
         self.num_running() + self.num_waiting() < before
     }
 
-    /// Ends a running completion; `None` if there is none of that name.
+    /// Ends a completion that has a token, and gives its pages back; `None` if there is none of that name.
     pub fn finish(
         &mut self,
-        (request, index): (RequestId, usize),
+        completion: (RequestId, usize),
         reason: FinishReason,
         pages: &mut PagePool,
     ) -> Option<Event> {
-        let at = self.running.iter().position(|sequence| sequence.key() == (request, index))?;
-        Some(self.running.remove(at).finish(reason, pages))
+        let ended = |sequence: &Sequence| sequence.key() == completion && sequence.siblings == 0;
+        let mut sequence = match self.running.iter().position(ended) {
+            Some(at) => self.running.remove(at),
+            None => self.waiting.remove(self.waiting.iter().position(ended)?)?,
+        };
+        sequence.chunks.give_up(pages);
+        Some(sequence.finish(reason, pages))
     }
 
     /// Limits the tokens of later steps.

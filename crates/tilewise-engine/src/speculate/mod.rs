@@ -216,6 +216,11 @@ impl Speculator {
     pub(crate) fn abort(&mut self, request: RequestId) {
         self.texts.retain(|completion, _| completion.0 != request);
     }
+
+    /// Forgets a completion.
+    pub(crate) fn finish(&mut self, completion: (RequestId, usize)) {
+        self.texts.remove(&completion);
+    }
 }
 
 /// Whether every sequence of a batch generates, so that its time says what rows cost.

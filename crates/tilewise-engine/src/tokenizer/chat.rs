@@ -2,7 +2,7 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -15,6 +15,19 @@ pub struct ChatMessage {
     pub role: String,
     /// What is said.
     pub content: String,
+}
+
+/// A conversation as a template sees it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChatInput {
+    /// A list of objects with a `role`, and what else the template reads of them.
+    pub messages: Json,
+    /// A list of functions that may be called.
+    pub tools: Option<Json>,
+    /// Further variables, such as `enable_thinking`.
+    pub options: serde_json::Map<String, Json>,
+    /// Whether the text ends where the assistant speaks next.
+    pub add_generation_prompt: bool,
 }
 
 /// A Jinja template as Hugging Face transformers runs it.
@@ -54,11 +67,37 @@ impl ChatTemplate {
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant speaks next.
     ///
     /// # Errors
-    /// [`Error::Template`] with the template's own words, or if it runs too long.
+    /// As [`ChatTemplate::render`].
     pub fn apply(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let context = context! { messages => Serde(messages), add_generation_prompt };
+        let messages = serde_json::to_value(messages).map_err(|e| Error::Template(e.to_string()))?;
+        self.render(&ChatInput { messages, add_generation_prompt, ..ChatInput::default() })
+    }
+
+    /// The text of a conversation that has more than roles and words.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the template's own words, or if it runs too long.
+    pub fn render(&self, input: &ChatInput) -> Result<String> {
+        let ChatInput { messages, tools, options, add_generation_prompt } = input;
+        let mut variables = options.clone();
+        variables.insert("messages".to_owned(), messages.clone());
+        variables.insert("add_generation_prompt".to_owned(), Json::Bool(*add_generation_prompt));
+        if let Some(tools) = tools {
+            variables.insert("tools".to_owned(), tools.clone());
+        }
         let template = self.environment.get_template(NAME).map_err(|e| sentence(&e))?;
-        template.render(context).map_err(|e| sentence(&e))
+        template.render(Serde(variables)).map_err(|e| sentence(&e))
+    }
+
+    /// Whether the template reads a variable that is not its own, such as `tools`.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
+    /// Whether these words stand in the template, such as a tag that the model writes.
+    pub fn mentions(&self, words: &str) -> bool {
+        self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(words))
     }
 }
 

@@ -6,7 +6,7 @@ mod stop;
 
 use serde_json::Value;
 
-pub use chat::{ChatMessage, ChatTemplate};
+pub use chat::{ChatInput, ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
 pub use stop::{Piece, StopStrings, TextStream};
 
@@ -62,6 +62,21 @@ impl Tokenizer {
     /// [`Error::Tokenizer`].
     pub(crate) fn to_json(&self) -> Result<Value> {
         serde_json::to_value(&self.inner).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// What each token adds to a text, by its id; the name of a special one. A token may be a part of a character.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a tokenizer whose tokens are no bytes.
+    pub fn token_bytes(&self) -> Result<Vec<Vec<u8>>> {
+        /// Marks the names of special tokens: no byte of UTF-8.
+        const SPECIAL: u8 = 0xff;
+        let bytes = llguidance::token_bytes_from_tokenizer_json(&self.to_json()?);
+        let mut words = bytes.map_err(|e| Error::Tokenizer(e.to_string()))?;
+        words.iter_mut().filter(|word| word.first() == Some(&SPECIAL)).for_each(|word| {
+            word.remove(0);
+        });
+        Ok(words)
     }
 
     /// The number of tokens, added ones included.

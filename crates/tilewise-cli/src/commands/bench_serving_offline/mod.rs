@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::cache::events::KvEventPublisher;
-use tilewise_engine::{
-    CachedTokens, Engine, EngineConfig, Error, Event, FinishReason, KvBudget, Preemption, RequestId,
-};
+use tilewise_engine::{CachedTokens, Engine, Error, Event, FinishReason, RequestId};
 
 use self::trace::Arrival;
 use crate::args::{BenchServingOfflineArgs, Format};
@@ -81,33 +79,16 @@ struct Progress {
 
 pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     check(args)?;
-    let device = super::open_device(&args.device, &args.policy)?;
-    let source = model::source_of(args.load_format, args.model.as_deref())?;
+    let device = super::open_device(&args.engine.device, &args.engine.policy)?;
+    let source = model::source_of(args.engine.load_format, args.engine.model.as_deref())?;
     let sizes = source.config()?;
     let arrivals = match args.trace.to_str() {
         Some("synthetic") => trace::synthetic(args, sizes.vocab_size),
         _ => trace::read(&args.trace, source.tokenizer().ok().as_ref())?,
     };
-    let config = EngineConfig {
-        dtype: args.dtype.0,
-        kv: args.kv_tokens.map_or(EngineConfig::default().kv, KvBudget::Tokens),
-        max_running: args.max_running,
-        max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
-        prefix_cache: !args.disable_radix_cache,
-        kv_events: args.kv_events.is_some(),
-        decode_slowdown: args.decode_slowdown,
-        preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
-            bytes: bytes.try_into().unwrap_or(usize::MAX),
-        }),
-        speculation: model::speculation(&args.speculation),
-        tiers: model::tiers(&args.tiers)?,
-        ..EngineConfig::default()
-    };
-    let mut engine = model::load(&device, &source, &config)?;
+    let mut engine = model::load(&device, &source, &model::engine_config(&args.engine)?)?;
     engine.warm_up()?;
-    let replay = args.kv_events_replay.as_deref();
-    let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
-    let mut publisher = args.kv_events.as_ref().map(listen).transpose()?;
+    let mut publisher = model::kv_events(&args.engine)?;
     let report = serve(&mut engine, arrivals, publisher.as_mut())?;
     let mut stdout = std::io::stdout().lock();
     match args.format {
@@ -181,7 +162,8 @@ impl Record {
                 }
                 Event::Finished { request, reason, cached_from, .. } => {
                     self.cached_tokens += cached_from;
-                    self.failed += usize::from(matches!(reason, FinishReason::Failed(_)));
+                    let failed = matches!(reason, FinishReason::Failed(_) | FinishReason::Ungrammatical(_));
+                    self.failed += usize::from(failed);
                     self.whole.extend(self.running.remove(&request).map(|progress| now - progress.arrived));
                 }
                 _ => {}

@@ -16,6 +16,8 @@ pub type Load = fn(&ModelConfig, &mut Loader<'_>, &dyn Device, Limits) -> Result
 pub struct Family {
     /// Its name in `config.json`.
     pub architecture: &'static str,
+    /// The `model_type` that goes with it.
+    pub model_type: &'static str,
     /// Loads a model.
     pub load: Load,
 }

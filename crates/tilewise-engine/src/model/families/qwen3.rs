@@ -5,5 +5,6 @@ use crate::model::layers::Decoder;
 
 pub(super) const FAMILY: Family = Family {
     architecture: "Qwen3ForCausalLM",
+    model_type: "qwen3",
     load: |config, loader, device, limits| Ok(Box::new(Decoder::load(config, loader, device, limits, true)?)),
 };

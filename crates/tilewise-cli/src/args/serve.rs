@@ -1,0 +1,64 @@
+//! What `serve` takes.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+
+use super::EngineArgs;
+use super::values::bytes;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8000, value_name = "N")]
+    pub(crate) port: u16,
+    /// What clients have to present as a bearer token; TILEWISE_API_KEY is the same, and no other process sees it
+    #[arg(long, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// Let others than this machine in without a key
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// The model's name in requests and answers; that of its folder unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<String>,
+    /// How tool calls are written, by the router's name for it; what the chat template shows unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tool_call_parser: Option<String>,
+    /// How reasoning is written, likewise
+    #[arg(long, value_name = "NAME")]
+    pub(crate) reasoning_parser: Option<String>,
+    /// Completions that wait or run at once; a request beyond them is answered with 429
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub(crate) max_requests: usize,
+    /// Connections at once
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub(crate) max_connections: usize,
+    /// Size of a request's body: bytes, or with K, M or G
+    #[arg(long, default_value = "4M", value_parser = bytes, value_name = "SIZE")]
+    pub(crate) max_body: u64,
+    /// Seconds that running requests may take to end once the server is told to stop
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    pub(crate) drain_timeout: u64,
+    /// Seconds of silence of a stream after which a comment is sent
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..), value_name = "S")]
+    pub(crate) keep_alive: u64,
+    /// Send traces to this collector, by OTLP over HTTP in JSON
+    #[arg(long, value_name = "http://HOST:PORT")]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// How logs are written, on stderr
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}

@@ -1,0 +1,49 @@
+//! Values of arguments.
+
+use tilewise::DType;
+
+/// Parses `N` or `FROM,TO`.
+pub(super) fn range(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("{text:?} is no number"));
+    match text.split_once(',') {
+        Some((from, to)) => Ok((number(from)?, number(to)?)),
+        None => number(text).map(|n| (n, n)),
+    }
+}
+
+/// Parses a number of bytes, in units of 1, K, M, G or T, each 1024 of the one before.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, power) = match text.char_indices().last().map(|(at, c)| (at, c.to_ascii_uppercase())) {
+        Some((at, unit @ ('K' | 'M' | 'G' | 'T'))) => (&text[..at], 1 + "KMGT".find(unit).unwrap_or(0)),
+        _ => (text, 0),
+    };
+    let number: Option<u64> = digits.trim().parse().ok();
+    let bytes = number.and_then(|number| number.checked_mul(1 << (10 * power)));
+    bytes.ok_or_else(|| format!("{text:?} is no size, such as 512M or 16G"))
+}
+
+/// An element type of weights, or that of the file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightDType(pub(crate) Option<DType>);
+
+pub(super) fn weight_dtype(name: &str) -> Result<WeightDType, String> {
+    if name == "auto" { Ok(WeightDType(None)) } else { dtype(name).map(|dtype| WeightDType(Some(dtype))) }
+}
+
+/// Parses one of [`TYPES`].
+pub(super) fn dtype(name: &str) -> Result<DType, String> {
+    name.parse().map_err(|error: tilewise::Error| error.to_string())
+}
+
+/// How much slower a step may be for prompts beside it, if they are held back at all.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Slowdown(pub(crate) Option<f64>);
+
+/// Parses a number above 1, or off.
+pub(super) fn slowdown(text: &str) -> Result<Slowdown, String> {
+    match text.parse::<f64>() {
+        _ if text == "off" => Ok(Slowdown(None)),
+        Ok(value) if value > 1.0 && value.is_finite() => Ok(Slowdown(Some(value))),
+        _ => Err(format!("{text:?} is no number above 1, and not off")),
+    }
+}

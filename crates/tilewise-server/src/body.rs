@@ -1,0 +1,107 @@
+//! Bodies: of bounded size, in bounded time, of JSON that is what the endpoint takes.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Request};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::StatusCode;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+use crate::state::App;
+
+/// A request's JSON.
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        require_json(&request)?;
+        let bytes = read(request, app).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// A browser sends other types across sites without asking whether it may.
+fn require_json(request: &Request) -> Result<(), ApiError> {
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let media = kind.split(';').next().unwrap_or_default().trim();
+    if media.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = "the body must be JSON with the content type application/json";
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing())
+}
+
+async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
+    let limits = &app.config.limits;
+    let too_large = || {
+        let message = format!("the body has more than {} bytes", limits.body_bytes);
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).closing()
+    };
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: u64| length > limits.body_bytes as u64) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), limits.body_bytes).collect();
+    match tokio::time::timeout(limits.body_time, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "the body ended early").closing()),
+        Err(_) => {
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive").closing())
+        }
+    }
+}
+
+/// Reads JSON; an error names the field.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Deeper nesting than 128 is an error of the reader.
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let message = error.inner().to_string();
+        if error.inner().is_data() {
+            field_error(&error.path().to_string(), &message)
+        } else {
+            no_json(&message)
+        }
+    })?;
+    reader.end().map_err(|error| no_json(&error.to_string()))?;
+    Ok(value)
+}
+
+fn no_json(message: &str) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {message}")).code("invalid_json")
+}
+
+/// The reader's message without the place in the text and without the list of all fields.
+fn field_error(path: &str, message: &str) -> ApiError {
+    let message = message.split(" at line ").next().unwrap_or_default();
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let name = rest.split('`').next().unwrap_or_default();
+        let path = if path == "." || path == "?" { name.to_owned() } else { path.to_owned() };
+        return ApiError::param(&path, format!("there is no field {name:?}")).code("unknown_field");
+    }
+    if let Some(name) = message.strip_prefix("missing field `").map(|rest| rest.trim_end_matches('`')) {
+        let path = if path == "." { name.to_owned() } else { format!("{path}.{name}") };
+        return ApiError::param(&path, format!("{path} is missing")).code("missing_field");
+    }
+    ApiError::param(path, format!("{path}: {message}"))
+}
+
+/// An answer as JSON.
+pub(crate) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let mut response = Response::new(body.into());
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(_) => ApiError::internal("the answer could not be written").into_response(),
+    }
+}

@@ -1,0 +1,109 @@
+//! How a server is set up.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::{ServerError, trace};
+
+/// What a server takes and how long it waits. Start from `Limits::default()`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once; further ones wait in the system's queue.
+    pub connections: usize,
+    /// Completions that are waiting or running at once; a request beyond them is answered with 429.
+    pub completions: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+    /// How long a body may take to arrive.
+    pub body_time: Duration,
+    /// How long the head of a request may take to arrive, and how long a connection may be idle before it.
+    pub head_time: Duration,
+    /// How long a client may read nothing of what it was sent.
+    pub write_time: Duration,
+    /// Silence of a stream after which a comment is sent, so that nobody on the way thinks it dead.
+    pub keep_alive: Duration,
+    /// How long running requests may take to end once the server was told to stop.
+    pub drain_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            completions: 1024,
+            body_bytes: 4 << 20,
+            body_time: Duration::from_secs(30),
+            head_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+            drain_time: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Where a server listens, whom it serves and what it calls its model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Where it listens; port 0 takes one that is free.
+    pub address: SocketAddr,
+    /// What clients have to present; without it, everybody on this machine is served.
+    pub api_key: Option<String>,
+    /// Whether others than this machine are served without a key.
+    pub insecure: bool,
+    /// The model's name in requests and answers.
+    pub served_model_name: String,
+    /// The form of tool calls, by the name that the router has for it; `None` takes what the chat template suggests.
+    pub tool_call_parser: Option<String>,
+    /// The form of reasoning, likewise.
+    pub reasoning_parser: Option<String>,
+    /// Sequences that the engine runs together, as it is told to those who balance load.
+    pub max_running: usize,
+    /// The collector that traces are sent to, by OTLP over HTTP in JSON, such as `http://127.0.0.1:4318`.
+    pub otlp_endpoint: Option<String>,
+    /// What it takes and how long it waits.
+    pub limits: Limits,
+}
+
+impl ServerConfig {
+    /// On the loopback interface, without a key.
+    pub fn new(address: SocketAddr, served_model_name: impl Into<String>) -> Self {
+        Self {
+            address,
+            api_key: None,
+            insecure: false,
+            served_model_name: served_model_name.into(),
+            tool_call_parser: None,
+            reasoning_parser: None,
+            max_running: 64,
+            otlp_endpoint: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Checks that it is safe and means something.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`].
+    pub fn validate(&self) -> Result<(), ServerError> {
+        let refuse = |why: &str| Err(ServerError::Config(why.to_owned()));
+        if self.api_key.is_none() && !self.address.ip().is_loopback() && !self.insecure {
+            return refuse("an address that others can reach needs an API key, or to be called insecure");
+        }
+        if self
+            .api_key
+            .as_ref()
+            .is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            return refuse("an API key must be of visible ASCII characters, at least one");
+        }
+        if self.served_model_name.is_empty() {
+            return refuse("the served model's name must not be empty");
+        }
+        let Limits { connections, completions, body_bytes, .. } = self.limits;
+        if connections == 0 || completions == 0 || body_bytes == 0 {
+            return refuse("a limit of connections, completions or bytes must be at least 1");
+        }
+        self.otlp_endpoint.as_deref().map(trace::endpoint).transpose()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! What goes wrong, as the server's owner and as its clients see it.
+
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
+use tilewise_engine::Error;
+use utoipa::ToSchema;
+
+/// Why a server does not start or has ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration is unsafe or means nothing: correct it.
+    #[error("{0}")]
+    Config(String),
+    /// The address cannot be listened on: choose another.
+    #[error("{address}: {why}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system says.
+        why: std::io::Error,
+    },
+    /// The model cannot be served.
+    #[error(transparent)]
+    Model(#[from] Error),
+    /// The engine failed while it loaded or served.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+}
+
+/// An error in the form of OpenAI's.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: ErrorObject,
+}
+
+/// What an error says.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorObject {
+    /// One sentence for people.
+    message: String,
+    /// `invalid_request_error`, `authentication_error`, `not_found_error`, `rate_limit_error`, `server_error`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field that is wrong.
+    param: Option<String>,
+    /// A word for programs.
+    code: Option<&'static str>,
+}
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    /// Seconds after which the client may try again.
+    retry_after: Option<u32>,
+    closes: bool,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, code: None, param: None, message: message.into(), retry_after: None, closes: false }
+    }
+
+    /// 400 for a field that is wrong.
+    pub(crate) fn param(param: &str, message: impl Into<String>) -> Self {
+        let param = Some(param.to_owned());
+        Self { param, code: Some("invalid_value"), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    /// 400 for a field that is meaningful but has no meaning here.
+    pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("unsupported_value"), ..Self::param(param, message) }
+    }
+
+    /// 429: too much to do.
+    pub(crate) fn busy(message: impl Into<String>) -> Self {
+        let code = Some("rate_limit_exceeded");
+        Self { code, retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    /// 503: not now, or not here.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        let code = Some("service_unavailable");
+        Self { code, retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// 500: the server's own fault.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self { code: Some("internal_error"), ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, message) }
+    }
+
+    pub(crate) fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    pub(crate) fn status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Ends the connection with the answer: what the client has still to send is not read.
+    pub(crate) fn closing(mut self) -> Self {
+        self.closes = true;
+        self
+    }
+
+    /// The error of a request that cannot run; `prompt` is the field that its text came in.
+    pub(crate) fn refused(error: &Error, prompt: &str) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Value { name, .. } => {
+                Self::param(if *name == "token id" { prompt } else { name }, message)
+            }
+            Error::TooLong { .. } => Self::param(prompt, message).code("context_length_exceeded"),
+            Error::Grammar(_) => Self::param("response_format", message).code("invalid_grammar"),
+            Error::Template(_) | Error::Tokenizer(_) => Self::param(prompt, message),
+            Error::Unsupported { what, .. } => Self::unsupported(what, message),
+            // These name files.
+            _ => Self::internal("the server could not prepare the request"),
+        }
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        let (message, param) = (self.message.clone(), self.param.clone());
+        ErrorBody { error: ErrorObject { message, kind, param, code: self.code } }
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_string(&self.body()).unwrap_or_default();
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if self.closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(hyper::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,76 @@
+//! Prompts: texts, tokens, and several of them.
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::error::ApiError;
+use crate::state::App;
+
+/// Prompts of a request at most.
+const MAX_PROMPTS: usize = 128;
+
+/// What is continued: a text, tokens, or several of either.
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Prompt {
+    /// A text.
+    Text(String),
+    /// Its token ids.
+    Tokens(Vec<u32>),
+    /// Several texts, each continued by itself.
+    Texts(Vec<String>),
+    /// Several lists of token ids.
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// One prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum OnePrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// Each by itself.
+    ///
+    /// # Errors
+    /// 400 for none or too many.
+    pub(crate) fn each(self, field: &str) -> Result<Vec<OnePrompt>, ApiError> {
+        let each: Vec<OnePrompt> = match self {
+            Self::Text(text) => vec![OnePrompt::Text(text)],
+            Self::Tokens(ids) => vec![OnePrompt::Tokens(ids)],
+            Self::Texts(texts) => texts.into_iter().map(OnePrompt::Text).collect(),
+            Self::TokenLists(lists) => lists.into_iter().map(OnePrompt::Tokens).collect(),
+        };
+        if !(1..=MAX_PROMPTS).contains(&each.len()) {
+            let message = format!("{field} must be from 1 to {MAX_PROMPTS} prompts, got {}", each.len());
+            return Err(ApiError::param(field, message));
+        }
+        Ok(each)
+    }
+}
+
+impl OnePrompt {
+    /// Its token ids.
+    ///
+    /// # Errors
+    /// 400 for an empty one.
+    pub(crate) fn encode(self, app: &App, field: &str) -> Result<Vec<u32>, ApiError> {
+        let ids = match self {
+            Self::Text(text) => encode(app, &text, true, field)?,
+            Self::Tokens(ids) => ids,
+        };
+        if ids.is_empty() {
+            return Err(ApiError::param(field, format!("{field} is empty; give at least one character")));
+        }
+        Ok(ids)
+    }
+}
+
+/// The token ids of a text.
+///
+/// # Errors
+/// 400.
+pub(crate) fn encode(app: &App, text: &str, special: bool, field: &str) -> Result<Vec<u32>, ApiError> {
+    app.model.tokenizer.encode(text, special).map_err(|error| ApiError::refused(&error, field))
+}

@@ -1,0 +1,60 @@
+//! Token ids to texts.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::blocking;
+use super::generate::TokenIds;
+use crate::body::{Json, json};
+use crate::error::ApiError;
+use crate::fields::{On, OneOrMany};
+use crate::state::App;
+
+/// What is turned into text.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "some fields are only taken, so that others can send them")]
+pub(crate) struct DetokenizeRequest {
+    model: Option<String>,
+    /// Token ids, or several lists of them.
+    tokens: TokenIds,
+    skip_special_tokens: Option<On>,
+}
+
+/// The text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Detokenized {
+    /// Of the list, or of each.
+    text: OneOrMany<String>,
+}
+
+/// The text of token ids, without special tokens.
+#[utoipa::path(
+    post, path = "/detokenize", tag = "text", request_body = DetokenizeRequest,
+    responses((status = 200, body = Detokenized))
+)]
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    Json(request): Json<DetokenizeRequest>,
+) -> Result<Response, ApiError> {
+    app.check_model(request.model.as_deref())?;
+    blocking(move || {
+        let vocab_size = app.model.config.vocab_size;
+        let text = |ids: &Vec<u32>| match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(id) => {
+                Err(ApiError::param("tokens", format!("token id must be below {vocab_size}, got {id}")))
+            }
+            None => app.model.tokenizer.decode(ids).map_err(|error| ApiError::refused(&error, "tokens")),
+        };
+        let text = match &request.tokens {
+            TokenIds::One(ids) => OneOrMany::One(text(ids)?),
+            TokenIds::Many(lists) => OneOrMany::Many(lists.iter().map(text).collect::<Result<_, _>>()?),
+        };
+        Ok(json(&Detokenized { text }))
+    })
+    .await
+}

@@ -1,0 +1,113 @@
+//! What `/generate` answers.
+
+use serde::Serialize;
+use tilewise_engine::Logprobs;
+use utoipa::ToSchema;
+
+use crate::generation::{End, Matched, Token};
+use crate::routes::completions::LEAST;
+use crate::state::App;
+
+/// A continuation; in a stream, all of it so far.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Generated {
+    /// Which of several, in a stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<usize>,
+    pub(crate) text: String,
+    pub(crate) output_ids: Vec<u32>,
+    pub(crate) meta_info: MetaInfo,
+}
+
+/// More of a continuation.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct MetaInfo {
+    pub(crate) id: String,
+    /// Null while there is more to come.
+    pub(crate) finish_reason: Option<EndReason>,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    /// Tokens of the prompt that were not computed; known at the end.
+    pub(crate) cached_tokens: usize,
+    /// Seconds since the request was accepted.
+    pub(crate) e2e_latency: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) input_token_logprobs: Option<Vec<TokenLogprob>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output_token_logprobs: Option<Vec<TokenLogprob>>,
+    /// Of each place, the most probable tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) input_top_logprobs: Option<Vec<Option<Vec<TokenLogprob>>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output_top_logprobs: Option<Vec<Vec<TokenLogprob>>>,
+}
+
+/// Logprob, id and text of a token.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob(Option<f32>, u32, Option<String>);
+
+/// Why it ended.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct EndReason {
+    /// `stop`, `length` or `abort`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The string or the token that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<Matched>,
+    /// Tokens that it might have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    length: Option<usize>,
+}
+
+impl EndReason {
+    pub(crate) fn of(end: &End, tokens: usize) -> Self {
+        let length = (*end == End::Length).then_some(tokens);
+        Self { kind: end.name(), matched: end.matched(), length }
+    }
+}
+
+/// Writes tokens with their logprobs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogprobStyle {
+    pub(crate) has_text: bool,
+    pub(crate) top: usize,
+}
+
+impl LogprobStyle {
+    fn one(self, app: &App, id: u32, logprob: Option<f32>) -> TokenLogprob {
+        let text = self.has_text.then(|| app.model.token_text(id));
+        TokenLogprob(logprob.map(|logprob| logprob.max(LEAST)), id, text)
+    }
+
+    fn top(self, app: &App, top: &[(u32, f32)]) -> Vec<TokenLogprob> {
+        top.iter().map(|&(id, logprob)| self.one(app, id, Some(logprob))).collect()
+    }
+
+    /// Adds a generated token.
+    pub(crate) fn push(self, app: &App, token: &Token, info: &mut MetaInfo) {
+        info.output_token_logprobs.get_or_insert_default().push(self.one(app, token.id, token.logprob));
+        if self.top > 0 {
+            info.output_top_logprobs.get_or_insert_default().push(self.top(app, &token.top_logprobs));
+        }
+    }
+
+    /// Sets those of the prompt's tokens from a place on; the first token of all has none.
+    pub(crate) fn set_prompt(
+        self,
+        app: &App,
+        (prompt, from): (&[u32], usize),
+        logprobs: &[Option<Logprobs>],
+        info: &mut MetaInfo,
+    ) {
+        let of = |place: usize| place.checked_sub(1).and_then(|place| logprobs.get(place)?.as_ref());
+        let places = || (from..prompt.len()).map(|place| (place, of(place)));
+        let one = |(place, logprobs): (usize, Option<&Logprobs>)| {
+            self.one(app, prompt[place], logprobs.map(|logprobs| logprobs.logprob))
+        };
+        info.input_token_logprobs = Some(places().map(one).collect());
+        let top =
+            |(_, logprobs): (usize, Option<&Logprobs>)| logprobs.map(|logprobs| self.top(app, &logprobs.top));
+        info.input_top_logprobs = (self.top > 0).then(|| places().map(top).collect());
+    }
+}

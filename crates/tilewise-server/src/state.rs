@@ -1,0 +1,245 @@
+//! What all endpoints share.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::StatusCode;
+use openai_protocol::UNKNOWN_MODEL_ID;
+use tilewise_engine::model::{ModelConfig, ModelSource};
+use tilewise_engine::tokenizer::Tokenizer;
+use tilewise_engine::worker::{WorkerHandle, WorkerState};
+use tokio::sync::{oneshot, watch};
+
+use crate::ServerConfig;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::parsers::Parsers;
+use crate::trace::Tracer;
+
+/// The model that is served.
+pub(crate) struct ServedModel {
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    /// What each token adds to a text.
+    pub(crate) token_bytes: Vec<Vec<u8>>,
+    pub(crate) parsers: Parsers,
+}
+
+impl ServedModel {
+    pub(crate) fn open(source: &ModelSource, config: &ServerConfig) -> Result<Self, crate::ServerError> {
+        let tokenizer = source.tokenizer()?;
+        let token_bytes = tokenizer.token_bytes()?;
+        let parsers = Parsers::choose(tokenizer.chat_template().ok(), config)?;
+        Ok(Self { config: source.config()?, tokenizer, token_bytes, parsers })
+    }
+
+    /// A token by itself, with what is no character replaced.
+    pub(crate) fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.bytes_of(id)).into_owned()
+    }
+
+    pub(crate) fn bytes_of(&self, id: u32) -> &[u8] {
+        self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What all endpoints share.
+pub(crate) struct App {
+    pub(crate) config: ServerConfig,
+    pub(crate) model: ServedModel,
+    pub(crate) worker: WorkerHandle,
+    pub(crate) metrics: Metrics,
+    pub(crate) tracer: Option<Tracer>,
+    /// When the model was made available, in seconds since 1970.
+    pub(crate) created: u64,
+    /// Completions that wait or run.
+    in_flight: watch::Sender<usize>,
+    draining: AtomicBool,
+    aborts: Mutex<HashMap<String, Vec<Abort>>>,
+    names: RandomState,
+    named: AtomicU64,
+}
+
+/// Ends a request; the number tells apart those of one name.
+type Abort = (u64, oneshot::Sender<()>);
+
+/// Room for a request's completions, which is given back when this is dropped.
+pub(crate) struct Room {
+    app: Arc<App>,
+    completions: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.app.in_flight.send_modify(|in_flight| *in_flight -= self.completions);
+    }
+}
+
+/// A request that can be aborted by name, until this is dropped.
+pub(crate) struct Abortable {
+    app: Arc<App>,
+    name: String,
+    id: u64,
+    pub(crate) aborted: oneshot::Receiver<()>,
+}
+
+impl Drop for Abortable {
+    fn drop(&mut self) {
+        let mut aborts = self.app.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(named) = aborts.get_mut(&self.name) {
+            named.retain(|(id, _)| *id != self.id);
+            if named.is_empty() {
+                aborts.remove(&self.name);
+            }
+        }
+    }
+}
+
+impl App {
+    pub(crate) fn new(
+        config: ServerConfig,
+        model: ServedModel,
+        worker: WorkerHandle,
+        tracer: Option<Tracer>,
+    ) -> Self {
+        Self {
+            tracer,
+            in_flight: watch::Sender::new(0),
+            draining: AtomicBool::new(false),
+            aborts: Mutex::default(),
+            names: RandomState::new(),
+            named: AtomicU64::new(0),
+            metrics: Metrics::default(),
+            created: now(),
+            config,
+            model,
+            worker,
+        }
+    }
+
+    /// Takes room for so many completions.
+    ///
+    /// # Errors
+    /// 429 if there is none, 503 if the engine takes no requests.
+    pub(crate) fn admit(self: &Arc<Self>, completions: usize) -> Result<Room, ApiError> {
+        self.check_ready()?;
+        let most = self.config.limits.completions;
+        if completions > most {
+            let message = format!(
+                "the request asks for {completions} completions, and the server takes {most} at once"
+            );
+            return Err(ApiError::param("n", message));
+        }
+        let fits = self.in_flight.send_if_modified(|in_flight| {
+            let fits = *in_flight + completions <= most;
+            *in_flight += if fits { completions } else { 0 };
+            fits
+        });
+        match fits {
+            true => Ok(Room { app: self.clone(), completions }),
+            false => Err(ApiError::busy("the server has too much to do; try again")),
+        }
+    }
+
+    /// Whether requests are taken.
+    ///
+    /// # Errors
+    /// 503 while the model is loaded, after a failure, and while the server ends.
+    pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
+        match self.worker.state() {
+            _ if self.is_draining() => Err(ApiError::unavailable("the server is shutting down").closing()),
+            WorkerState::Ready => Ok(()),
+            WorkerState::Loading => Err(ApiError::unavailable("the model is loading")),
+            _ => Err(ApiError::unavailable("the engine has failed")),
+        }
+    }
+
+    /// Completions that wait or run.
+    pub(crate) fn in_flight(&self) -> usize {
+        *self.in_flight.borrow()
+    }
+
+    /// Waits until nothing waits or runs.
+    pub(crate) async fn idle(&self) {
+        // The sender lives as long as this.
+        let _ = self.in_flight.subscribe().wait_for(|in_flight| *in_flight == 0).await;
+    }
+
+    /// Takes no requests from now on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Lets a request be aborted under a name.
+    pub(crate) fn abortable(self: &Arc<Self>, name: String) -> Abortable {
+        let (abort, aborted) = oneshot::channel();
+        let id = self.named.fetch_add(1, Ordering::Relaxed);
+        let mut aborts = self.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+        aborts.entry(name.clone()).or_default().push((id, abort));
+        Abortable { app: self.clone(), name, id, aborted }
+    }
+
+    /// Aborts the requests of a name, or all; returns how many.
+    pub(crate) fn abort(&self, name: Option<&str>) -> usize {
+        let mut aborts = self.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+        let aborted: Vec<_> = match name {
+            Some(name) => aborts.remove(name).into_iter().flatten().collect(),
+            None => aborts.drain().flat_map(|(_, named)| named).collect(),
+        };
+        aborted.into_iter().filter_map(|(_, abort)| abort.send(()).ok()).count()
+    }
+
+    /// A name that nobody can guess.
+    pub(crate) fn new_name(&self, prefix: &str) -> String {
+        let count = self.named.fetch_add(1, Ordering::Relaxed);
+        let (high, low) = (self.names.hash_one((count, 0)), self.names.hash_one((count, 1)));
+        format!("{prefix}{high:016x}{low:016x}")
+    }
+
+    /// A span's name.
+    pub(crate) fn new_span(&self) -> String {
+        format!("{:016x}", self.names.hash_one((self.named.fetch_add(1, Ordering::Relaxed), 3)))
+    }
+
+    /// A seed for a request that has none.
+    pub(crate) fn new_seed(&self) -> u64 {
+        self.names.hash_one((self.named.fetch_add(1, Ordering::Relaxed), 2))
+    }
+
+    /// Tokens that a prompt and what follows it may have.
+    pub(crate) fn max_tokens(&self) -> usize {
+        let context = self.model.config.max_positions;
+        match self.worker.snapshot().stats.total_tokens {
+            0 => context,
+            // The last generated token is never fed back.
+            cache => context.min(cache + 1),
+        }
+    }
+
+    /// Refuses a model that is not served; a request that names none gets the one there is.
+    ///
+    /// # Errors
+    /// 404.
+    pub(crate) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            // Routers write this where a client named none.
+            Some(model) if model != self.config.served_model_name && model != UNKNOWN_MODEL_ID => {
+                let message = format!("the model {model:?} does not exist here");
+                Err(ApiError::param("model", message).status(StatusCode::NOT_FOUND).code("model_not_found"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,320 @@
+//! What nobody should send: it is refused or ends cleanly, all pages are free afterwards, and others are served.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::common::{Incoming, LONG, Running, folder, request, server, start, start_model};
+
+const PATH: &str = "/v1/completions";
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// The server serves and holds nothing.
+#[track_caller]
+fn unharmed(server: &Running) {
+    server.ask(PATH, &json!({ "prompt": "def f(", "max_tokens": 2 }));
+    server.wait_idle();
+}
+
+#[track_caller]
+fn refused(fields: &Value, param: &str) {
+    let mut body = json!({ "prompt": "def f(", "max_tokens": 4 });
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    server().refused(PATH, &body, param);
+}
+
+#[test]
+fn a_body_of_100_megabytes_is_refused_unread() {
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        100 << 20
+    );
+    let answer = server().raw(head.as_bytes());
+    assert_eq!((answer.status, answer.header("connection")), (413, Some("close")));
+    // Without its length, it is refused once it has grown too long.
+    let mut stream = server().connect();
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let chunk = [format!("{:x}\r\n", 1 << 20).into_bytes(), vec![b' '; 1 << 20], b"\r\n".to_vec()].concat();
+    let mut sent = 0;
+    while sent < 100 && stream.write_all(&chunk).is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 100, "all of it was taken");
+    // The answer is lost where the system has thrown it away with the connection.
+    if let Ok(answer) = Incoming::read(stream) {
+        assert_eq!(answer.status, 413);
+    }
+    unharmed(server());
+}
+
+#[test]
+fn ten_thousand_headers_or_a_long_one_are_too_many() {
+    let many: String = (0..10_000).map(|index| format!("x-{index}: 1\r\n")).collect();
+    let long = format!("x: {}\r\n", "y".repeat(200 << 10));
+    for headers in [many, long] {
+        let mut stream = server().connect();
+        // The server answers before all is sent.
+        let _ =
+            stream.write_all(format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").as_bytes());
+        if let Ok(answer) = Incoming::read(stream) {
+            assert_eq!(answer.status, 431);
+        }
+    }
+    let some: String = (0..200).map(|index| format!("x-{index}: 1\r\n")).collect();
+    let answer = server().raw(format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{some}\r\n").as_bytes());
+    assert_eq!(answer.status, 431);
+    unharmed(server());
+}
+
+#[test]
+fn a_body_that_drips_is_not_waited_for() {
+    let server = start(|config, _| config.limits.body_time = Duration::from_millis(100));
+    let bytes = request("POST", PATH, &[JSON], b"{\"prompt\":\"x\"}");
+    let mut stream = server.connect();
+    stream.write_all(&bytes[..bytes.len() - 3]).unwrap();
+    let answer = Incoming::read(stream).unwrap().whole();
+    assert_eq!((answer.status, answer.header("connection")), (408, Some("close")));
+    unharmed(&server);
+}
+
+#[test]
+fn a_head_that_drips_is_not_waited_for() {
+    let server = start(|config, _| config.limits.head_time = Duration::from_millis(100));
+    let mut stream = server.connect();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: ").unwrap();
+    let mut rest = Vec::new();
+    // An answer, or none; but an end.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&rest));
+    unharmed(&server);
+}
+
+/// A stream of many megabytes.
+fn flood() -> Value {
+    json!({
+        "messages": [{ "role": "user", "content": "x" }], "n": 8, "max_tokens": 900, "ignore_eos": true, "stream": true,
+        "logprobs": true, "top_logprobs": 20,
+    })
+}
+
+#[test]
+fn a_client_that_does_not_read_loses_its_request_and_not_its_neighbours() {
+    let server = start(|_, _| {});
+    let other = json!({ "prompt": "import ", "max_tokens": 60, "temperature": 0 });
+    let alone = server.ask(PATH, &other)["choices"][0]["text"].clone();
+    let mut slow = server.open("/v1/chat/completions", &flood());
+    slow.chunk().unwrap();
+    let unread =
+        || server.get("/metrics").text().contains("tilewise:unread_requests_total{model_name=\"demo\"} 1");
+    let start = Instant::now();
+    while !unread() {
+        assert!(start.elapsed() < LONG, "it was read");
+        assert_eq!(server.ask(PATH, &other)["choices"][0]["text"], alone);
+    }
+    server.wait_idle();
+    let events = slow.whole().events();
+    assert!(events[events.len() - 2].contains("slow_client"), "{}", events[events.len() - 2]);
+    unharmed(&server);
+}
+
+#[test]
+fn a_connection_that_takes_nothing_is_closed() {
+    let server = start(|config, _| config.limits.write_time = Duration::from_millis(100));
+    let mut slow = server.open("/v1/chat/completions", &flood());
+    slow.chunk().unwrap();
+    server.wait_for("the flood", |load| load["num_running_reqs"] == 8);
+    server.wait_idle();
+    std::thread::sleep(Duration::from_millis(300));
+    let end = loop {
+        match slow.chunk() {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(end.is_err(), "the stream came whole");
+    unharmed(&server);
+}
+
+#[test]
+fn json_that_is_deep_is_refused() {
+    let deep = format!("{{\"prompt\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep_schema = format!(
+        "{{\"prompt\":\"x\",\"response_format\":{{\"type\":\"json_schema\",\"json_schema\":{{\"schema\":{}1{}}}}}}}",
+        "{\"not\":".repeat(100_000),
+        "}".repeat(100_000)
+    );
+    for body in [deep, deep_schema] {
+        assert_eq!(server().send("POST", PATH, &[JSON], body.as_bytes()).status, 400);
+    }
+    // Within a text, depth is the grammar's affair.
+    let schema = format!("{}true{}", "{\"not\":".repeat(5000), "}".repeat(5000));
+    refused(&json!({ "json_schema": schema }), "json_schema");
+    unharmed(server());
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_and_nul_is_a_character() {
+    for body in [
+        &b"{\"prompt\":\"\xff\xfe\"}"[..],
+        b"\x00",
+        b"{\"prompt\":\"\xed\xa0\x80\"}",
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+    ] {
+        let answer = server().send("POST", PATH, &[JSON], body).whole();
+        assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
+    }
+    assert_eq!(server().send("POST", PATH, &[JSON], b"{\"prompt\":\"a\\ud800\"}").status, 400);
+    server().ask(PATH, &json!({ "prompt": "a\u{0}b", "max_tokens": 2, "stop": ["\u{0}"] }));
+    unharmed(server());
+}
+
+#[test]
+fn a_prompt_of_one_token_more_than_the_context_is_refused() {
+    let prompt = |tokens: usize| json!({ "prompt": vec![300; tokens], "max_tokens": 1 });
+    let error = server().refused(PATH, &prompt(1025), "prompt");
+    assert_eq!(error["code"], "context_length_exceeded");
+    server().refused(PATH, &prompt(1024), "prompt");
+    server().ask(PATH, &prompt(1023));
+    let words = json!({ "messages": [{ "role": "user", "content": "a ".repeat(2000) }] });
+    let error = server().refused("/v1/chat/completions", &words, "messages");
+    assert_eq!(error["code"], "context_length_exceeded");
+    unharmed(server());
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    for tokens in
+        ["0", "-1", "9223372036854775808", "1e3", "1.5", "18446744073709551616", "1e999", "\"4\"", "true"]
+    {
+        let body = format!("{{\"prompt\":\"x\",\"max_tokens\":{tokens}}}");
+        let answer = server().send("POST", PATH, &[JSON], body.as_bytes()).whole();
+        assert_eq!(answer.status, 400, "{tokens}: {}", answer.text());
+    }
+    for n in [0_i64, -1, 129, 1_000_000, i64::MAX] {
+        refused(&json!({ "n": n }), "n");
+    }
+    refused(&json!({ "temperature": 1e39 }), "temperature");
+    refused(&json!({ "top_k": -2 }), "top_k");
+    refused(&json!({ "top_k": i64::MIN }), "top_k");
+    let multiple =
+        json!({ "prompt": "x", "json_schema": "{\"type\":\"integer\",\"multipleOf\":60}", "max_tokens": 4 });
+    server().ask(PATH, &multiple);
+    server().ask(PATH, &json!({ "prompt": "x", "seed": i64::MIN, "max_tokens": 1, "top_k": i64::MAX }));
+    unharmed(server());
+}
+
+#[test]
+fn lists_that_are_long_are_refused() {
+    let strings: Vec<String> = (0..10_000).map(|index| format!("stop {index}")).collect();
+    refused(&json!({ "stop": strings }), "stop");
+    refused(&json!({ "stop": "x".repeat(5000) }), "stop");
+    refused(&json!({ "stop": [""] }), "stop");
+    refused(&json!({ "stop_token_ids": vec![1; 10_000] }), "stop_token_ids");
+    let biases: serde_json::Map<String, Value> = (0..4000).map(|id| (id.to_string(), json!(1))).collect();
+    refused(&json!({ "logit_bias": biases }), "logit_bias");
+    refused(&json!({ "prompt": vec!["x"; 1000] }), "prompt");
+    let turns = vec![json!({ "role": "user", "content": "" }); 10_000];
+    server().refused("/v1/chat/completions", &json!({ "messages": turns }), "messages");
+    unharmed(server());
+}
+
+#[test]
+fn grammars_that_are_none_or_explode_are_refused_in_time() {
+    let start = Instant::now();
+    refused(&json!({ "regex": "(" }), "response_format");
+    refused(&json!({ "regex": "x".repeat(100_000) }), "regex");
+    refused(&json!({ "json_schema": "{" }), "json_schema");
+    refused(&json!({ "json_schema": "3" }), "json_schema");
+    refused(&json!({ "json_schema": "{\"type\":\"nonsense\"}" }), "response_format");
+    refused(&json!({ "json_schema": "{\"$ref\":\"http://127.0.0.1:1/schema\"}" }), "response_format");
+    refused(&json!({ "json_schema": "{\"$ref\":\"file:///etc/passwd\"}" }), "response_format");
+    for multiple in ["1000003", "0.1000003", "1e-30", "0", "-5"] {
+        let schema = format!("{{\"type\":\"number\",\"multipleOf\":{multiple}}}");
+        refused(&json!({ "json_schema": schema }), "json_schema");
+    }
+    refused(
+        &json!({ "json_schema": "{\"allOf\":[{\"multipleOf\":997},{\"multipleOf\":991}]}" }),
+        "json_schema",
+    );
+    let wide: Value = (0..1500).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
+    let wide = json!({ "type": "object", "properties": wide }).to_string();
+    let error = server().refused(PATH, &json!({ "prompt": "x", "json_schema": wide }), "response_format");
+    assert_eq!(error["code"], "invalid_grammar");
+    let endless = "{\"$defs\":{\"a\":{\"$ref\":\"#/$defs/a\"}},\"$ref\":\"#/$defs/a\"}";
+    refused(&json!({ "json_schema": endless }), "response_format");
+    let error = server().refused(
+        PATH,
+        &json!({ "prompt": "x", "json_schema": format!("{{\"minimum\":-1{}}}", "0".repeat(300)) }),
+        "response_format",
+    );
+    assert!(!error["message"].as_str().unwrap().contains("backtrace"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    unharmed(server());
+}
+
+#[test]
+fn a_regex_that_backtracks_elsewhere_costs_nothing_here() {
+    let start = Instant::now();
+    for regex in [
+        "(a+)+b",
+        "(a|a)*c",
+        "(.*)*(.*)*(.*)*x",
+        "(?:(?:a?){30}a{30})",
+        "a{100000000}",
+        "((((a{100}){100}){100}){100}){100}",
+    ] {
+        let body = json!({ "prompt": "a", "regex": regex, "max_tokens": 20 });
+        assert!([200, 400].contains(&server().post(PATH, &body).status), "{regex}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    unharmed(server());
+}
+
+#[test]
+fn a_template_that_never_ends_is_stopped() {
+    for bomb in [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ] {
+        let model = folder(bomb);
+        let server = start_model(&model.source, |_, _| {});
+        let start = Instant::now();
+        let body = json!({ "messages": [{ "role": "user", "content": "x" }] });
+        server.refused("/v1/chat/completions", &body, "messages");
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        unharmed(&server);
+    }
+}
+
+#[test]
+fn a_long_text_is_refused_in_time() {
+    let start = Instant::now();
+    for text in [" ".repeat(3 << 20), "a".repeat(3 << 20), "a1 \n".repeat(700 << 10)] {
+        let error = server().refused(PATH, &json!({ "prompt": text }), "prompt");
+        assert_eq!(error["code"], "context_length_exceeded");
+    }
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    unharmed(server());
+}
+
+#[test]
+fn errors_name_no_path_of_this_machine() {
+    for body in [
+        json!({ "prompt": "x", "regex": "(" }),
+        json!({ "prompt": [99999] }),
+        json!({ "model": "x", "prompt": "x" }),
+    ] {
+        let text = server().post(PATH, &body).text();
+        assert!(
+            !text.contains("/work") && !text.contains("/src/") && !text.contains("models/demo"),
+            "{text}"
+        );
+    }
+}

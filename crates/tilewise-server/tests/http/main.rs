@@ -1,0 +1,15 @@
+//! The server over real connections. Tests share one, and those that need another start it.
+
+mod abuse;
+mod cancel;
+mod chat;
+mod common;
+mod completions;
+mod generate;
+mod info;
+mod limits;
+mod load;
+mod responses;
+mod stop;
+mod tools;
+mod traces;

@@ -1,0 +1,79 @@
+//! `/v1/responses`
+
+use serde_json::{Value, json};
+
+use crate::common::server;
+
+const PATH: &str = "/v1/responses";
+
+fn body() -> Value {
+    json!({ "model": "demo", "input": "Write a function that adds two numbers", "max_output_tokens": 24, "temperature": 0 })
+}
+
+#[test]
+fn a_text_is_answered_like_a_conversation_of_one_message() {
+    let answer = server().ask(PATH, &body());
+    let message = json!({ "role": "user", "content": "Write a function that adds two numbers" });
+    let chat = json!({ "messages": [message], "max_tokens": 24, "temperature": 0 });
+    let text = server().ask("/v1/chat/completions", &chat)["choices"][0]["message"]["content"].clone();
+    assert_eq!(answer["output"][0]["content"][0]["text"], text);
+    assert_eq!(answer["status"], "incomplete");
+    assert_eq!(answer["incomplete_details"]["reason"], "max_output_tokens");
+    assert_eq!(answer["usage"]["output_tokens"], 24);
+    let mut items = body();
+    items["input"] = json!([{ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": message["content"] }] }]);
+    assert_eq!(server().ask(PATH, &items)["output"][0]["content"][0]["text"], text);
+}
+
+#[test]
+fn a_streams_events_are_numbered_and_make_the_whole() {
+    let whole = server().ask(PATH, &body());
+    let events: Vec<Value> =
+        server().stream(PATH, &body()).iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    for (number, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], number);
+    }
+    let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
+    let text: String =
+        of("response.output_text.delta").iter().map(|event| event["delta"].as_str().unwrap()).collect();
+    assert_eq!(whole["output"][0]["content"][0]["text"], text);
+    assert_eq!(of("response.output_text.done")[0]["text"], text);
+    assert_eq!(events[0]["type"], "response.created");
+    let last = events.last().unwrap();
+    assert_eq!((&last["type"], &last["response"]["usage"]), (&json!("response.incomplete"), &whole["usage"]));
+}
+
+#[test]
+fn an_answer_obeys_its_schema() {
+    let mut asked = body();
+    asked["text"] =
+        json!({ "format": { "type": "json_schema", "name": "n", "schema": { "enum": ["left", "right"] } } });
+    let answer = server().ask(PATH, &asked);
+    assert_eq!(answer["status"], "completed");
+    let text = answer["output"][0]["content"][0]["text"].as_str().unwrap();
+    assert!(["\"left\"", "\"right\""].contains(&text), "{text}");
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_its_name() {
+    for (fields, param) in [
+        (json!({ "previous_response_id": "resp_1" }), "previous_response_id"),
+        (json!({ "background": true }), "background"),
+        (json!({ "tools": [{ "type": "web_search" }] }), "tools[0]"),
+        (json!({ "input": [] }), "input"),
+        (json!({ "truncation": "auto" }), "truncation"),
+        (json!({ "max_output_tokens": 0 }), "max_output_tokens"),
+        (json!({ "colour": 1 }), "colour"),
+    ] {
+        let mut asked = body();
+        asked.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server().refused(PATH, &asked, param);
+    }
+    // What routers add.
+    let mut asked = body();
+    let added = json!({
+        "store": true, "stream": null, "top_p": 1.0, "priority": 0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+    });
+    asked.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
+    assert_eq!(server().ask(PATH, &asked)["store"], false);
+}
