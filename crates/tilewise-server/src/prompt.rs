@@ -78,8 +78,7 @@ const SHRINKING: usize = 4;
 /// # Errors
 /// 400.
 pub(crate) fn check_length(app: &App, text: &str, field: &str) -> Result<(), ApiError> {
-    let longest = app.model.token_bytes.iter().map(Vec::len).max().unwrap_or(1).max(1);
-    let (least, most) = (text.len() / longest / SHRINKING, app.max_tokens());
+    let (least, most) = (text.len() / app.model.longest_token / SHRINKING, app.max_tokens());
     if least <= most {
         return Ok(());
     }
