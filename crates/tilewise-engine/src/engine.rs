@@ -199,6 +199,7 @@ impl Engine {
     pub fn finish(&mut self, request: RequestId, index: usize) -> Option<Event> {
         let completion = (request, index);
         let event = self.scheduler.finish(completion, FinishReason::Ended, &mut self.pages)?;
+        self.host_pages.keep(&self.scheduler);
         self.grammars.remove(completion);
         if let Some(speculator) = &mut self.speculator {
             speculator.finish(completion);

@@ -52,9 +52,9 @@ pub struct ServerConfig {
     pub insecure: bool,
     /// The model's name in requests and answers.
     pub served_model_name: String,
-    /// The form of tool calls, by the name that the router has for it; `None` takes what the chat template suggests.
+    /// The form of tool calls: `qwen`; `None` takes what the chat template suggests.
     pub tool_call_parser: Option<String>,
-    /// The form of reasoning, likewise.
+    /// The form of reasoning, by the name that the router has for it, likewise.
     pub reasoning_parser: Option<String>,
     /// Sequences that the engine runs together, as it is told to those who balance load.
     pub max_running: usize,

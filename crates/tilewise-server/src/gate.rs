@@ -127,7 +127,7 @@ fn is_this_machine(host: &str) -> bool {
 
 fn check_key(app: &App, request: &Request) -> Result<(), ApiError> {
     let Some(key) = &app.config.api_key else { return Ok(()) };
-    if request.method() == Method::GET && OPEN.contains(&request.uri().path()) {
+    if [Method::GET, Method::HEAD].contains(request.method()) && OPEN.contains(&request.uri().path()) {
         return Ok(());
     }
     let given =

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod calls;
 mod config;
 mod connection;
 mod error;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
-use openai_protocol::UNKNOWN_MODEL_ID;
 use tilewise_engine::model::{ModelConfig, ModelSource};
 use tilewise_engine::tokenizer::Tokenizer;
 use tilewise_engine::worker::{WorkerHandle, WorkerState};
@@ -19,12 +18,17 @@ use crate::metrics::Metrics;
 use crate::parsers::Parsers;
 use crate::trace::Tracer;
 
+/// What routers write where a client named no model.
+const UNKNOWN_MODEL: &str = "unknown";
+
 /// The model that is served.
 pub(crate) struct ServedModel {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
     /// What each token adds to a text.
-    pub(crate) token_bytes: Vec<Vec<u8>>,
+    token_bytes: Vec<Vec<u8>>,
+    /// Bytes of the longest of them.
+    pub(crate) longest_token: usize,
     pub(crate) parsers: Parsers,
 }
 
@@ -33,7 +37,8 @@ impl ServedModel {
         let tokenizer = source.tokenizer()?;
         let token_bytes = tokenizer.token_bytes()?;
         let parsers = Parsers::choose(tokenizer.chat_template().ok(), config)?;
-        Ok(Self { config: source.config()?, tokenizer, token_bytes, parsers })
+        let longest_token = token_bytes.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        Ok(Self { config: source.config()?, tokenizer, token_bytes, longest_token, parsers })
     }
 
     /// A token by itself, with what is no character replaced.
@@ -229,8 +234,7 @@ impl App {
     /// 404.
     pub(crate) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
         match model {
-            // Routers write this where a client named none.
-            Some(model) if model != self.config.served_model_name && model != UNKNOWN_MODEL_ID => {
+            Some(model) if model != self.config.served_model_name && model != UNKNOWN_MODEL => {
                 let message = format!("the model {model:?} does not exist here");
                 Err(ApiError::param("model", message).status(StatusCode::NOT_FOUND).code("model_not_found"))
             }

@@ -32,10 +32,10 @@ pub(crate) struct ServeArgs {
     /// The model's name in requests and answers; that of its folder unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<String>,
-    /// How tool calls are written, by the router's name for it; what the chat template shows unless given
-    #[arg(long, value_name = "NAME")]
+    /// How tool calls are written; what the chat template shows unless given
+    #[arg(long, value_name = "qwen")]
     pub(crate) tool_call_parser: Option<String>,
-    /// How reasoning is written, likewise
+    /// How reasoning is written, by the router's name for it, likewise
     #[arg(long, value_name = "NAME")]
     pub(crate) reasoning_parser: Option<String>,
     /// Completions that wait or run at once; a request beyond them is answered with 429

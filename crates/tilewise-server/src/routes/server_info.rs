@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::body::json;
+use crate::calls;
 use crate::state::App;
 
 /// What the server is.
@@ -23,7 +24,7 @@ pub(crate) struct ServerInfo {
     max_total_num_tokens: usize,
     max_running_requests: usize,
     /// How tool calls and reasoning are told from text.
-    tool_call_parser: Option<String>,
+    tool_call_parser: Option<&'static str>,
     reasoning_parser: Option<String>,
 }
 
@@ -39,7 +40,7 @@ pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Response {
         context_length: app.model.config.max_positions,
         max_total_num_tokens: app.worker.snapshot().stats.total_tokens,
         max_running_requests: app.config.max_running,
-        tool_call_parser: app.model.parsers.tools.clone(),
+        tool_call_parser: app.model.parsers.reads_calls.then_some(calls::SYNTAX),
         reasoning_parser: app.model.parsers.reasoning.clone(),
     })
 }

@@ -63,11 +63,11 @@ pub(crate) struct ToolCall {
 }
 
 /// A function and what it is called with.
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CalledFunction {
-    name: String,
+    pub(crate) name: String,
     /// JSON as text.
-    arguments: String,
+    pub(crate) arguments: String,
 }
 
 /// A part of an answer as it comes.
@@ -106,24 +106,15 @@ pub(crate) struct Delta {
     pub(crate) tool_calls: Vec<ToolCallDelta>,
 }
 
-/// A part of a call: its name comes first, then its arguments in pieces.
+/// A call, which comes whole.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ToolCallDelta {
     pub(crate) index: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) id: Option<String>,
-    /// `function`, with the name.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub(crate) kind: Option<&'static str>,
-    pub(crate) function: FunctionDelta,
-}
-
-/// A part of a function's call.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct FunctionDelta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) name: Option<String>,
-    pub(crate) arguments: String,
+    pub(crate) id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    pub(crate) function: CalledFunction,
 }
 
 /// How probable the tokens were.
@@ -169,20 +160,8 @@ impl ChatChoice {
         let Delta { content, reasoning_content, tool_calls, .. } = part.delta;
         append(&mut self.message.content, content);
         append(&mut self.message.reasoning_content, reasoning_content);
-        for call in tool_calls {
-            let calls = &mut self.message.tool_calls;
-            while calls.len() <= call.index {
-                calls.push(ToolCall {
-                    id: String::new(),
-                    kind: "function",
-                    function: CalledFunction::default(),
-                });
-            }
-            let whole = &mut calls[call.index];
-            whole.id.push_str(&call.id.unwrap_or_default());
-            whole.function.name.push_str(&call.function.name.unwrap_or_default());
-            whole.function.arguments.push_str(&call.function.arguments);
-        }
+        let whole = |call: ToolCallDelta| ToolCall { id: call.id, kind: call.kind, function: call.function };
+        self.message.tool_calls.extend(tool_calls.into_iter().map(whole));
         if let Some(more) = part.logprobs {
             self.logprobs.get_or_insert_default().content.extend(more.content);
         }

@@ -9,17 +9,18 @@ use axum::extract::State;
 use axum::response::Response;
 use tilewise_engine::tokenizer::ChatInput;
 
-use answer::{ChatChoice, ChatLogprobs, ChunkChoice, Delta, FunctionDelta, ToolCallDelta};
+use answer::{CalledFunction, ChatChoice, ChatLogprobs, ChunkChoice, Delta, ToolCallDelta};
 pub(crate) use answer::{ChatChunk, ChatCompletion};
 pub(crate) use request::ChatRequest;
 
 use super::blocking;
 use crate::body::{Json, json};
+use crate::calls::Call;
 use crate::error::ApiError;
 use crate::fields::Usage;
 use crate::generation::{Batch, End, Generation, News, Token};
 use crate::parsers::{OutputReader, Parsed};
-use crate::prompt::encode;
+use crate::prompt::{check_length, encode};
 use crate::sampling::Ask;
 use crate::sse::{self, Events};
 use crate::state::{App, now};
@@ -48,6 +49,7 @@ pub(crate) async fn chat(
     let worker = app.clone();
     let (room, tools, text, ask) = blocking(move || {
         let text = render(&worker, &request, &tools)?;
+        check_length(&worker, &text, "messages")?;
         let prompt = encode(&worker, &text, false, "messages")?;
         let mut ask: Ask = sampling.ask(&worker, prompt, "messages")?;
         ask.request.cache_salt = request.cache_salt;
@@ -57,13 +59,14 @@ pub(crate) async fn chat(
     let id = app.new_name("chatcmpl-");
     let name = rid.as_deref().unwrap_or(&id);
     let generation = Generation::start(&app, ask, room, name, "messages").await?;
-    let reader = |_| app.model.parsers.reader(tools.tools.clone(), reasons, &text);
+    let reader = |_| app.model.parsers.reader(tools.names(), reasons, &text);
     let answer = Answer {
         app: app.clone(),
         id,
         created: now(),
         has_logprobs,
         readers: (0..n).map(reader).collect(),
+        calls: vec![0; n],
         includes_usage: options.and_then(|options| options.include_usage).unwrap_or(false),
         state: Progress::Begins,
         batch: Batch::new(vec![generation]),
@@ -76,15 +79,12 @@ fn tools(app: &App, request: &ChatRequest) -> Result<Tools, ApiError> {
     let definitions = request.tools.clone().unwrap_or_default();
     let parallel = request.parallel_tool_calls.unwrap_or(false);
     let tools = Tools::of(definitions, request.tool_choice.as_ref(), parallel)?;
-    if tools.tools.is_empty() {
+    if tools.is_empty() {
         return Ok(tools);
     }
     let sees = app.model.tokenizer.chat_template().is_ok_and(|template| template.reads("tools"));
-    if !sees || !app.model.parsers.knows_tools() {
+    if !sees || !app.model.parsers.reads_calls {
         return Err(ApiError::unsupported("tools", "the model's chat template has no tools"));
-    }
-    if tools.grammar.is_some() && !app.model.parsers.writes_json_calls() {
-        return Err(ApiError::unsupported("tool_choice", "the model's calls cannot be required"));
     }
     Ok(tools)
 }
@@ -131,6 +131,8 @@ struct Answer {
     has_logprobs: bool,
     /// Of each choice.
     readers: Vec<OutputReader>,
+    /// Calls of each so far.
+    calls: Vec<usize>,
     includes_usage: bool,
     state: Progress,
     batch: Batch,
@@ -138,22 +140,18 @@ struct Answer {
 
 impl Answer {
     /// What news add, if anything.
-    async fn part(&mut self, news: News) -> Option<ChunkChoice> {
+    fn part(&mut self, news: News) -> Option<ChunkChoice> {
         match news {
             News::Prompt { .. } => None,
             News::Token { index, text, token } => {
-                let parsed = self.readers[index].push(&text).await;
+                let parsed = self.readers[index].push(&text);
                 let part = self.delta(index, parsed, Some(&token));
                 let Delta { content, reasoning_content, tool_calls, .. } = &part.delta;
                 let is_empty = content.is_none() && reasoning_content.is_none() && tool_calls.is_empty();
                 (!is_empty || part.logprobs.is_some()).then_some(part)
             }
             News::End { index, text, end } => {
-                let mut parsed = self.readers[index].push(&text).await;
-                let held = self.readers[index].finish().await;
-                parsed.content.push_str(&held.content);
-                parsed.reasoning.push_str(&held.reasoning);
-                parsed.calls.extend(held.calls);
+                let parsed = self.readers[index].finish(&text);
                 let mut part = self.delta(index, parsed, None);
                 let is_call = self.readers[index].has_calls() && !matches!(end, End::Length | End::Aborted);
                 part.finish_reason = Some(if is_call { "tool_calls" } else { end.name() });
@@ -163,19 +161,21 @@ impl Answer {
         }
     }
 
-    fn delta(&self, index: usize, parsed: Parsed, token: Option<&Token>) -> ChunkChoice {
+    fn delta(&mut self, index: usize, parsed: Parsed, token: Option<&Token>) -> ChunkChoice {
         let some = |text: String| (!text.is_empty()).then_some(text);
-        let call = |piece: crate::parsers::CallPiece| ToolCallDelta {
-            index: piece.index,
-            id: piece.name.is_some().then(|| self.app.new_name("call_")),
-            kind: piece.name.is_some().then_some("function"),
-            function: FunctionDelta { name: piece.name, arguments: piece.arguments },
+        let first = self.calls[index];
+        self.calls[index] += parsed.calls.len();
+        let call = |(index, call): (usize, Call)| ToolCallDelta {
+            index,
+            id: self.app.new_name("call_"),
+            kind: "function",
+            function: CalledFunction { name: call.name, arguments: call.arguments },
         };
         let delta = Delta {
             role: None,
             content: some(parsed.content),
             reasoning_content: some(parsed.reasoning),
-            tool_calls: parsed.calls.into_iter().map(call).collect(),
+            tool_calls: (first..).zip(parsed.calls).map(call).collect(),
         };
         let logprobs = token.filter(|_| self.has_logprobs).map(|token| ChatLogprobs::of(&self.app, token));
         ChunkChoice { index, delta, logprobs, ..ChunkChoice::default() }
@@ -197,7 +197,7 @@ impl Answer {
         let choice = |index| ChatChoice { index, ..ChatChoice::default() };
         let mut choices: Vec<ChatChoice> = (0..self.readers.len()).map(choice).collect();
         while let Some(news) = self.batch.next().await {
-            if let Some(part) = self.part(news?.1).await {
+            if let Some(part) = self.part(news?.1) {
                 choices[part.index].append(part);
             }
         }
@@ -234,7 +234,7 @@ impl Events for Answer {
             }
             match self.batch.next().await {
                 Some(Ok((_, news))) => {
-                    if let Some(part) = self.part(news).await {
+                    if let Some(part) = self.part(news) {
                         return Some(self.chunk(vec![part], None));
                     }
                 }
