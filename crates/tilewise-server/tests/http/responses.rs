@@ -55,9 +55,15 @@ fn an_answer_obeys_its_schema() {
 }
 
 #[test]
+fn nothing_is_stored_and_a_router_that_asks_for_it_is_told_so() {
+    let mut asked = body();
+    asked["store"] = json!(true);
+    assert_eq!(server().ask(PATH, &asked)["store"], false);
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_its_name() {
     for (fields, param) in [
-        (json!({ "store": true }), "store"),
         (json!({ "previous_response_id": "resp_1" }), "previous_response_id"),
         (json!({ "background": true }), "background"),
         (json!({ "tools": [{ "type": "web_search" }] }), "tools[0]"),

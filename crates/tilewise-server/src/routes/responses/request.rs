@@ -51,7 +51,8 @@ pub(crate) struct ResponsesRequest {
     /// Taken and not used.
     safety_identifier: Option<String>,
     truncation: Option<Truncation>,
-    store: Option<Off>,
+    /// Taken and not used: routers add it. Nothing is stored, as the answer says.
+    store: Option<bool>,
     background: Option<Off>,
     priority: Option<Zero>,
     stream_options: Option<Unset>,
