@@ -1,6 +1,7 @@
 //! The description of all endpoints, generated from their types.
 
 use axum::response::Response;
+use serde_json::Value;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
@@ -78,5 +79,22 @@ fn add_errors(operation: &mut Operation) {
 /// The description of all endpoints.
 #[utoipa::path(get, path = "/openapi.json", tag = "server", responses((status = 200)), security(()))]
 pub(crate) async fn openapi() -> Response {
-    json(&Description::openapi())
+    let mut description = serde_json::to_value(Description::openapi()).unwrap_or_default();
+    let_overlap(&mut description);
+    json(&description)
+}
+
+/// Alternatives may overlap, as an empty list is both one of tokens and one of lists of tokens: a value has to be of one
+/// of them, not of exactly one, which is all that can be derived.
+fn let_overlap(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if let Some(alternatives) = fields.remove("oneOf") {
+                fields.insert("anyOf".to_owned(), alternatives);
+            }
+            fields.values_mut().for_each(let_overlap);
+        }
+        Value::Array(items) => items.iter_mut().for_each(let_overlap),
+        _ => {}
+    }
 }

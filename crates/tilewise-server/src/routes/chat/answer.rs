@@ -1,12 +1,11 @@
 //! What `/v1/chat/completions` answers.
 
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
 use crate::generation::Token;
-use crate::routes::completions::LEAST;
+use crate::routes::completions::{LEAST, Matched};
 use crate::state::App;
 
 /// An answer.
@@ -30,8 +29,7 @@ pub(crate) struct ChatChoice {
     /// `stop`, `length`, `tool_calls` or `abort`.
     pub(crate) finish_reason: Option<&'static str>,
     /// The string or the token that ended it.
-    #[schema(value_type = Option<Object>)]
-    pub(crate) matched_stop: Option<Value>,
+    pub(crate) matched_stop: Option<Matched>,
 }
 
 /// What the assistant says.
@@ -92,8 +90,7 @@ pub(crate) struct ChunkChoice {
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub(crate) matched_stop: Option<Value>,
+    pub(crate) matched_stop: Option<Matched>,
 }
 
 /// What is new.

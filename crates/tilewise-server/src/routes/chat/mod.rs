@@ -30,8 +30,8 @@ use crate::tools::Tools;
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
     responses((
-        status = 200, body = ChatCompletion,
-        description = "With `stream`, objects of the type ChatChunk as server-sent events"
+        status = 200, description = "With `stream`, objects of the type ChatChunk as server-sent events",
+        content((ChatCompletion = "application/json"), (String = "text/event-stream"))
     ))
 )]
 pub(crate) async fn chat(

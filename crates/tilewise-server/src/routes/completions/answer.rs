@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
 use tilewise_engine::Logprobs;
 use utoipa::ToSchema;
 
@@ -32,8 +31,17 @@ pub(crate) struct CompletionChoice {
     /// `stop`, `length` or `abort`; null while there is more to come.
     pub(crate) finish_reason: Option<&'static str>,
     /// The string or the token that ended it.
-    #[schema(value_type = Option<Object>)]
-    pub(crate) matched_stop: Option<Value>,
+    pub(crate) matched_stop: Option<Matched>,
+}
+
+/// The string or the token that ended a text.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Matched {
+    /// A stop string.
+    String(String),
+    /// A token.
+    Token(u32),
 }
 
 /// How probable the tokens were.
@@ -113,10 +121,10 @@ impl CompletionChoice {
 }
 
 /// The string or the token that ended a text.
-pub(crate) fn matched(end: &End) -> Option<Value> {
+pub(crate) fn matched(end: &End) -> Option<Matched> {
     match end {
-        End::String(string) => Some(string.clone().into()),
-        End::Token(id) => Some((*id).into()),
+        End::String(string) => Some(Matched::String(string.clone())),
+        End::Token(id) => Some(Matched::Token(*id)),
         End::Grammar | End::Length | End::Aborted => None,
     }
 }

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::response::Response;
 use tilewise_engine::Logprobs;
 
-pub(crate) use answer::{Completion, LEAST, matched};
+pub(crate) use answer::{Completion, LEAST, Matched, matched};
 use answer::{CompletionChoice, CompletionLogprobs};
 pub(crate) use request::CompletionRequest;
 
@@ -23,7 +23,10 @@ use crate::state::{App, now};
 /// Continues texts.
 #[utoipa::path(
     post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
-    responses((status = 200, body = Completion, description = "With `stream`, parts of it as server-sent events"))
+    responses((
+        status = 200, description = "With `stream`, parts of it as server-sent events",
+        content((Completion = "application/json"), (String = "text/event-stream"))
+    ))
 )]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,

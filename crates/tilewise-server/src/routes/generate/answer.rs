@@ -1,12 +1,11 @@
 //! What `/generate` answers.
 
 use serde::Serialize;
-use serde_json::Value;
 use tilewise_engine::Logprobs;
 use utoipa::ToSchema;
 
 use crate::generation::{End, Token};
-use crate::routes::completions::{LEAST, matched};
+use crate::routes::completions::{LEAST, Matched, matched};
 use crate::state::App;
 
 /// A continuation; in a stream, all of it so far.
@@ -55,8 +54,7 @@ pub(crate) struct EndReason {
     kind: &'static str,
     /// The string or the token that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    matched: Option<Value>,
+    matched: Option<Matched>,
     /// Tokens that it might have.
     #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<usize>,

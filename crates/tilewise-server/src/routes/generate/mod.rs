@@ -16,6 +16,7 @@ pub(crate) use request::{GenerateRequest, TokenIds};
 use super::blocking;
 use crate::body::{Json, json};
 use crate::error::ApiError;
+use crate::fields::OneOrMany;
 use crate::generation::{Batch, Generation, News};
 use crate::prompt::OnePrompt;
 use crate::sse::{self, Events};
@@ -25,8 +26,9 @@ use crate::state::App;
 #[utoipa::path(
     post, path = "/generate", tag = "sglang", request_body = GenerateRequest,
     responses((
-        status = 200, body = Generated,
-        description = "A list of them for several prompts or completions; with `stream`, server-sent events"
+        status = 200,
+        description = "A list of them for several prompts or completions; with `stream`, server-sent events",
+        content((OneOrMany<Generated> = "application/json"), (String = "text/event-stream"))
     ))
 )]
 pub(crate) async fn generate(

@@ -25,7 +25,10 @@ use crate::state::{App, now};
 /// Answers a text.
 #[utoipa::path(
     post, path = "/v1/responses", tag = "openai", request_body = ResponsesRequest,
-    responses((status = 200, body = ResponseObject, description = "With `stream`, named server-sent events"))
+    responses((
+        status = 200, description = "With `stream`, named server-sent events",
+        content((ResponseObject = "application/json"), (String = "text/event-stream"))
+    ))
 )]
 pub(crate) async fn responses(
     State(app): State<Arc<App>>,
