@@ -164,4 +164,4 @@ class Stream:
         return reasons[-1] if reasons else None
 
 
-TERM, KILL = signal.SIGTERM, signal.SIGKILL
+TERM, STOP, KILL = signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL

@@ -5,7 +5,7 @@ import time
 import pytest
 import requests
 
-from harness import KILL, MODEL, TERM, Router, Stream, Worker, ask, wait_until
+from harness import KILL, MODEL, STOP, TERM, Router, Stream, Worker, ask, wait_until
 from traffic import Traffic
 
 ROUTERS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in Router.COMMANDS]
@@ -118,6 +118,9 @@ def test_a_killed_worker_breaks_the_streams_that_it_had_begun_and_nothing_else(n
     with Traffic(router.url) as traffic:
         time.sleep(1)
         victim = busiest(workers, 3)
+        # Stopped first, so that what it has running is still running when it dies.
+        victim.signal(STOP)
+        time.sleep(0.3)
         victim.signal(KILL)
         killed = time.monotonic()
         victim.wait()

@@ -8,7 +8,7 @@ import requests
 
 from harness import MODEL, Stream
 
-TOKENS = 96
+TOKENS = 192
 
 
 @dataclass
