@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::ServerError;
+use crate::{ServerError, trace};
 
 /// What a server takes and how long it waits. Start from `Limits::default()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct ServerConfig {
     pub reasoning_parser: Option<String>,
     /// Sequences that the engine runs together, as it is told to those who balance load.
     pub max_running: usize,
+    /// The collector that traces are sent to, by OTLP over HTTP in JSON, such as `http://127.0.0.1:4318`.
+    pub otlp_endpoint: Option<String>,
     /// What it takes and how long it waits.
     pub limits: Limits,
 }
@@ -73,6 +75,7 @@ impl ServerConfig {
             tool_call_parser: None,
             reasoning_parser: None,
             max_running: 64,
+            otlp_endpoint: None,
             limits: Limits::default(),
         }
     }
@@ -100,6 +103,7 @@ impl ServerConfig {
         if connections == 0 || completions == 0 || body_bytes == 0 {
             return refuse("a limit of connections, completions or bytes must be at least 1");
         }
+        self.otlp_endpoint.as_deref().map(trace::endpoint).transpose()?;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
 use crate::state::App;
+use crate::trace::{Span, SpanKind, TraceContext};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -22,12 +23,22 @@ const NAME_LENGTH: usize = 128;
 const OPEN: [&str; 6] = ["/", "/page.css", "/page.js", "/health", "/openapi.json", "/favicon.ico"];
 
 tokio::task_local! {
-    static NAME: String;
+    static CURRENT: Current;
 }
 
-/// The name of the request that is being answered.
-pub(crate) fn request_name() -> String {
-    NAME.try_with(String::clone).unwrap_or_default()
+/// The request that is being answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Current {
+    pub(crate) name: String,
+    /// Its span, where it is recorded.
+    pub(crate) trace: Option<TraceContext>,
+}
+
+impl Current {
+    /// That of this task.
+    pub(crate) fn get() -> Self {
+        CURRENT.try_with(Self::clone).unwrap_or_default()
+    }
 }
 
 /// Names a request, lets it in or not, and writes a line and a count of its answer.
@@ -37,19 +48,47 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     // Paths that nobody serves are counted as one.
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_owned();
     let method = request.method().clone();
+    let (trace, parent) = trace(&app, request.headers());
+    let current = Current { name: name.clone(), trace: trace.clone() };
     let admitted = check_site(&app, request.headers()).and_then(|()| check_key(&app, &request));
     let mut response = match admitted {
-        Ok(()) => NAME.scope(name.clone(), next.run(request)).await,
+        Ok(()) => CURRENT.scope(current, next.run(request)).await,
         Err(error) => error.into_response(),
     };
     let status = response.status().as_u16();
     app.metrics.answer(&route, status);
-    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+    let duration = started.elapsed();
+    let milliseconds = duration.as_secs_f64() * 1e3;
     tracing::info!(request = name, %method, route, status, milliseconds, "answered");
+    if let (Some(tracer), Some(context)) = (&app.tracer, trace) {
+        let attributes = vec![
+            ("http.request.method", method.as_str().into()),
+            ("http.route", route.as_str().into()),
+            ("http.response.status_code", status.into()),
+            ("tilewise.request", name.as_str().into()),
+        ];
+        let (kind, is_error) = (SpanKind::Server, status >= 500);
+        let span = format!("{method} {route}");
+        tracer.send(&Span { context, parent, name: span, kind, duration, attributes, is_error });
+    }
     if let Ok(name) = HeaderValue::from_str(&name) {
         response.headers_mut().insert(REQUEST_ID, name);
     }
     response
+}
+
+/// The span of a request, where it is recorded, and its parent's.
+fn trace(app: &App, headers: &HeaderMap) -> (Option<TraceContext>, Option<String>) {
+    if app.tracer.is_none() {
+        return (None, None);
+    }
+    let header = headers.get("traceparent").and_then(|header| header.to_str().ok());
+    let span = app.new_span();
+    match header.map(TraceContext::parse) {
+        Some(Ok(None)) => (None, None),
+        Some(Ok(Some(parent))) => (Some(TraceContext { trace: parent.trace, span }), Some(parent.span)),
+        Some(Err(())) | None => (Some(TraceContext { trace: app.new_name(""), span }), None),
+    }
 }
 
 /// The name that a client gave, if it can be written into a log and a header.

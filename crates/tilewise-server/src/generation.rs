@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tilewise_engine::tokenizer::{Piece, TextStream};
 use tilewise_engine::worker::{Update, Updates};
 use tilewise_engine::{Event, FinishReason, Logprobs, NotFinite};
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
-use crate::gate::request_name;
+use crate::gate::Current;
 use crate::sampling::Ask;
 use crate::state::{Abortable, App, Room};
+use crate::trace::{Span, SpanKind, TraceContext};
 
 /// Something new of a request.
 #[derive(Debug)]
@@ -57,6 +60,25 @@ impl End {
             Self::Aborted => "abort",
         }
     }
+
+    /// The string or the token that it ended at.
+    pub(crate) fn matched(&self) -> Option<Matched> {
+        match self {
+            Self::String(string) => Some(Matched::String(string.clone())),
+            Self::Token(id) => Some(Matched::Token(*id)),
+            Self::Grammar | Self::Length | Self::Aborted => None,
+        }
+    }
+}
+
+/// What ended a text.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Matched {
+    /// A stop string.
+    String(String),
+    /// A token.
+    Token(u32),
 }
 
 /// The text of a completion.
@@ -79,8 +101,9 @@ pub(crate) struct Generation {
     pub(crate) completion_tokens: usize,
     pub(crate) cached_tokens: usize,
     started: Instant,
-    /// The name of the HTTP request, for the log.
-    request: String,
+    /// The HTTP request that it answers, for the log.
+    request: Current,
+    first_token: Option<Duration>,
     outcome: &'static str,
     _room: Arc<Room>,
 }
@@ -94,26 +117,46 @@ impl Generation {
     pub(crate) async fn start(
         app: &Arc<App>,
         ask: Ask,
-        room: &Arc<Room>,
+        room: Room,
         name: &str,
         prompt_field: &str,
     ) -> Result<Self, ApiError> {
+        let mut generation = Self::submit(app, ask, &Arc::new(room), name);
+        generation.accepted(prompt_field).await?;
+        Ok(generation)
+    }
+
+    /// As [`Generation::start`], for several requests of which none waits for another.
+    ///
+    /// # Errors
+    /// Those of the first that has any.
+    pub(crate) async fn start_all(
+        app: &Arc<App>,
+        asks: Vec<Ask>,
+        room: Room,
+        name: &str,
+        prompt_field: &str,
+    ) -> Result<Vec<Self>, ApiError> {
+        let room = Arc::new(room);
+        let mut generations: Vec<Self> =
+            asks.into_iter().map(|ask| Self::submit(app, ask, &room, name)).collect();
+        for generation in &mut generations {
+            generation.accepted(prompt_field).await?;
+        }
+        Ok(generations)
+    }
+
+    fn submit(app: &Arc<App>, ask: Ask, room: &Arc<Room>, name: &str) -> Self {
         let Ask { request, stop } = ask;
         let (prompt, n) = (request.prompt.clone(), request.n);
         let mut stop_ids: HashSet<u32> = request.stop_ids.iter().copied().collect();
         if !request.ignore_eos {
             stop_ids.extend(&app.model.config.eos_ids);
         }
-        let mut updates = app.worker.submit(request);
-        match updates.next().await {
-            Some(Update::Accepted) => {}
-            Some(Update::Refused(error)) => return Err(ApiError::refused(&error, prompt_field)),
-            _ => return Err(ApiError::unavailable("the engine has failed")),
-        }
         let completion =
             || Some(Completion { text: TextStream::new(stop.clone()), stopped: None, last: None });
-        Ok(Self {
-            updates,
+        Self {
+            updates: app.worker.submit(request),
             completions: (0..n).map(|_| completion()).collect(),
             stop_ids,
             news: VecDeque::new(),
@@ -122,11 +165,22 @@ impl Generation {
             completion_tokens: 0,
             cached_tokens: 0,
             started: Instant::now(),
-            request: request_name(),
+            request: Current::get(),
+            first_token: None,
             outcome: "cancelled",
             app: app.clone(),
             _room: room.clone(),
-        })
+        }
+    }
+
+    async fn accepted(&mut self, prompt_field: &str) -> Result<(), ApiError> {
+        let error = match self.updates.next().await {
+            Some(Update::Accepted) => return Ok(()),
+            Some(Update::Refused(error)) => ApiError::refused(&error, prompt_field),
+            _ => ApiError::unavailable("the engine has failed"),
+        };
+        self.outcome = "refused";
+        Err(error)
     }
 
     /// Since the request was accepted.
@@ -211,6 +265,7 @@ impl Generation {
             return Ok(());
         }
         self.completion_tokens += 1;
+        self.first_token.get_or_insert_with(|| self.started.elapsed());
         self.app.metrics.token(self.started, completion.last.replace(Instant::now()));
         // A token that ends the text is no part of it.
         let piece = match self.stop_ids.contains(&token.id) {
@@ -262,9 +317,10 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        let milliseconds = self.elapsed().as_secs_f64() * 1e3;
-        let Self { request, outcome, completion_tokens, cached_tokens, .. } = self;
-        let prompt_tokens = self.prompt.len();
+        let duration = self.elapsed();
+        let Self { outcome, completion_tokens, cached_tokens, .. } = *self;
+        let (request, prompt_tokens) = (&self.request.name, self.prompt.len());
+        let milliseconds = duration.as_secs_f64() * 1e3;
         tracing::info!(
             request,
             outcome,
@@ -274,6 +330,26 @@ impl Drop for Generation {
             milliseconds,
             "generated"
         );
+        let (Some(tracer), Some(parent)) = (&self.app.tracer, self.request.trace.take()) else { return };
+        let mut attributes = vec![
+            ("gen_ai.request.model", self.app.config.served_model_name.as_str().into()),
+            ("gen_ai.usage.input_tokens", prompt_tokens.into()),
+            ("gen_ai.usage.output_tokens", completion_tokens.into()),
+            ("tilewise.cached_tokens", cached_tokens.into()),
+            ("tilewise.outcome", outcome.into()),
+        ];
+        attributes.extend(
+            self.first_token.map(|time| ("gen_ai.server.time_to_first_token", time.as_secs_f64().into())),
+        );
+        tracer.send(&Span {
+            context: TraceContext { trace: parent.trace, span: self.app.new_span() },
+            parent: Some(parent.span),
+            name: "generate".to_owned(),
+            kind: SpanKind::Internal,
+            duration,
+            attributes,
+            is_error: outcome == "failed",
+        });
     }
 }
 

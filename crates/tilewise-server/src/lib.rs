@@ -36,6 +36,7 @@ mod server;
 mod sse;
 mod state;
 mod tools;
+mod trace;
 
 pub use config::{Limits, ServerConfig};
 pub use error::ServerError;

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::state::{App, ServedModel};
+use crate::trace::Tracer;
 use crate::{ServerConfig, ServerError, connection, routes};
 
 /// A server that listens.
@@ -36,7 +37,10 @@ impl Server {
         let listener = TcpListener::bind(config.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let model = ServedModel::open(source, &config)?;
-        let app = Arc::new(App::new(config, model, worker.handle().clone()));
+        let collector = config.otlp_endpoint.as_deref();
+        let tracer =
+            collector.map(|address| Tracer::start(address, &config.served_model_name)).transpose()?;
+        let app = Arc::new(App::new(config, model, worker.handle().clone(), tracer));
         Ok(Self { listener, address, app, worker })
     }
 
@@ -82,6 +86,9 @@ impl Server {
         // Those who wait for an answer have it written; whoever does not read it is not waited for.
         close.send_replace(true);
         let _ = tokio::time::timeout(limits.write_time, connections).await;
+        if let Some(tracer) = &app.tracer {
+            tracer.flush().await;
+        }
         let failure = match app.worker.state() {
             WorkerState::Failed(why) => Err(ServerError::Engine(why)),
             _ => Ok(()),

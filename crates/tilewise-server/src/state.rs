@@ -17,6 +17,7 @@ use crate::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::parsers::Parsers;
+use crate::trace::Tracer;
 
 /// The model that is served.
 pub(crate) struct ServedModel {
@@ -51,6 +52,7 @@ pub(crate) struct App {
     pub(crate) model: ServedModel,
     pub(crate) worker: WorkerHandle,
     pub(crate) metrics: Metrics,
+    pub(crate) tracer: Option<Tracer>,
     /// When the model was made available, in seconds since 1970.
     pub(crate) created: u64,
     /// Completions that wait or run.
@@ -97,8 +99,14 @@ impl Drop for Abortable {
 }
 
 impl App {
-    pub(crate) fn new(config: ServerConfig, model: ServedModel, worker: WorkerHandle) -> Self {
+    pub(crate) fn new(
+        config: ServerConfig,
+        model: ServedModel,
+        worker: WorkerHandle,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
+            tracer,
             in_flight: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             aborts: Mutex::default(),
@@ -193,6 +201,11 @@ impl App {
         let count = self.named.fetch_add(1, Ordering::Relaxed);
         let (high, low) = (self.names.hash_one((count, 0)), self.names.hash_one((count, 1)));
         format!("{prefix}{high:016x}{low:016x}")
+    }
+
+    /// A span's name.
+    pub(crate) fn new_span(&self) -> String {
+        format!("{:016x}", self.names.hash_one((self.named.fetch_add(1, Ordering::Relaxed), 3)))
     }
 
     /// A seed for a request that has none.

@@ -53,6 +53,9 @@ pub(crate) struct ServeArgs {
     /// Seconds of silence of a stream after which a comment is sent
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..), value_name = "S")]
     pub(crate) keep_alive: u64,
+    /// Send traces to this collector, by OTLP over HTTP in JSON
+    #[arg(long, value_name = "http://HOST:PORT")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// How logs are written, on stderr
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) log_format: LogFormat,

@@ -96,6 +96,7 @@ fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) ->
     config.insecure = args.insecure;
     config.tool_call_parser.clone_from(&args.tool_call_parser);
     config.reasoning_parser.clone_from(&args.reasoning_parser);
+    config.otlp_endpoint.clone_from(&args.otlp_endpoint);
     config.max_running = args.engine.max_running;
     config.limits = Limits {
         completions: args.max_requests,

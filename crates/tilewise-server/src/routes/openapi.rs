@@ -5,7 +5,7 @@ use serde_json::Value;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi as _};
+use utoipa::{Modify, OpenApi as _, PartialSchema};
 
 use super::{
     abort_request, chat, completions, detokenize, embeddings, flush_cache, generate, health, loads, metrics,
@@ -54,13 +54,19 @@ const BODY_ERRORS: [(&str, &str); 7] = [
     ("500", "The server's own fault"),
 ];
 
+/// Endpoints that stream where they are asked to.
+const STREAMS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/generate"];
+
 impl Modify for Common {
     fn modify(&self, description: &mut OpenApi) {
         let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         let components = description.components.get_or_insert_default();
         components.security_schemes.insert("key".to_owned(), scheme.into());
-        for path in description.paths.paths.values_mut() {
+        for (name, path) in &mut description.paths.paths {
             path.get.iter_mut().chain(&mut path.post).for_each(add_errors);
+            if STREAMS.contains(&name.as_str()) {
+                path.post.iter_mut().for_each(add_stream);
+            }
         }
     }
 }
@@ -76,25 +82,31 @@ fn add_errors(operation: &mut Operation) {
     }
 }
 
+fn add_stream(operation: &mut Operation) {
+    if let Some(RefOr::T(response)) = operation.responses.responses.get_mut("200") {
+        let content = ContentBuilder::new().schema(Some(<String as PartialSchema>::schema())).build();
+        response.content.insert("text/event-stream".to_owned(), content.into());
+    }
+}
+
+/// Says that a value is of any of several types, not of exactly one: an empty list is a list of anything.
+fn any_of(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(types) = fields.remove("oneOf") {
+                fields.insert("anyOf".to_owned(), types);
+            }
+            fields.values_mut().for_each(any_of);
+        }
+        Value::Array(values) => values.iter_mut().for_each(any_of),
+        _ => {}
+    }
+}
+
 /// The description of all endpoints.
 #[utoipa::path(get, path = "/openapi.json", tag = "server", responses((status = 200)), security(()))]
 pub(crate) async fn openapi() -> Response {
     let mut description = serde_json::to_value(Description::openapi()).unwrap_or_default();
-    let_overlap(&mut description);
+    any_of(&mut description);
     json(&description)
-}
-
-/// Alternatives may overlap, as an empty list is both one of tokens and one of lists of tokens: a value has to be of one
-/// of them, not of exactly one, which is all that can be derived.
-fn let_overlap(schema: &mut Value) {
-    match schema {
-        Value::Object(fields) => {
-            if let Some(alternatives) = fields.remove("oneOf") {
-                fields.insert("anyOf".to_owned(), alternatives);
-            }
-            fields.values_mut().for_each(let_overlap);
-        }
-        Value::Array(items) => items.iter_mut().for_each(let_overlap),
-        _ => {}
-    }
 }

@@ -12,3 +12,4 @@ mod load;
 mod responses;
 mod stop;
 mod tools;
+mod traces;

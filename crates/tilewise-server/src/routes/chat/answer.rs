@@ -4,8 +4,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
-use crate::generation::Token;
-use crate::routes::completions::{LEAST, Matched};
+use crate::generation::{Matched, Token};
+use crate::routes::completions::LEAST;
 use crate::state::App;
 
 /// An answer.

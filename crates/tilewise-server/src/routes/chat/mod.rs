@@ -14,7 +14,6 @@ pub(crate) use answer::{ChatChunk, ChatCompletion};
 pub(crate) use request::ChatRequest;
 
 use super::blocking;
-use super::completions::matched;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::Usage;
@@ -30,8 +29,8 @@ use crate::tools::Tools;
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
     responses((
-        status = 200, description = "With `stream`, objects of the type ChatChunk as server-sent events",
-        content((ChatCompletion = "application/json"), (String = "text/event-stream"))
+        status = 200, body = ChatCompletion,
+        description = "With `stream`, objects of the type ChatChunk as server-sent events"
     ))
 )]
 pub(crate) async fn chat(
@@ -57,7 +56,7 @@ pub(crate) async fn chat(
     .await?;
     let id = app.new_name("chatcmpl-");
     let name = rid.as_deref().unwrap_or(&id);
-    let generation = Generation::start(&app, ask, &Arc::new(room), name, "messages").await?;
+    let generation = Generation::start(&app, ask, room, name, "messages").await?;
     let reader = |_| app.model.parsers.reader(tools.tools.clone(), reasons, &text);
     let answer = Answer {
         app: app.clone(),
@@ -158,7 +157,7 @@ impl Answer {
                 let mut part = self.delta(index, parsed, None);
                 let is_call = self.readers[index].has_calls() && !matches!(end, End::Length | End::Aborted);
                 part.finish_reason = Some(if is_call { "tool_calls" } else { end.name() });
-                part.matched_stop = matched(&end);
+                part.matched_stop = end.matched();
                 Some(part)
             }
         }

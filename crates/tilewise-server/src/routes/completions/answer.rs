@@ -7,7 +7,7 @@ use tilewise_engine::Logprobs;
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
-use crate::generation::{End, Token};
+use crate::generation::{Matched, Token};
 use crate::state::App;
 
 /// Continuations, or a part of them as they come.
@@ -32,16 +32,6 @@ pub(crate) struct CompletionChoice {
     pub(crate) finish_reason: Option<&'static str>,
     /// The string or the token that ended it.
     pub(crate) matched_stop: Option<Matched>,
-}
-
-/// The string or the token that ended a text.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-#[serde(untagged)]
-pub(crate) enum Matched {
-    /// A stop string.
-    String(String),
-    /// A token.
-    Token(u32),
 }
 
 /// How probable the tokens were.
@@ -117,14 +107,5 @@ impl CompletionChoice {
         }
         self.finish_reason = self.finish_reason.or(more.finish_reason);
         self.matched_stop = self.matched_stop.take().or(more.matched_stop);
-    }
-}
-
-/// The string or the token that ended a text.
-pub(crate) fn matched(end: &End) -> Option<Matched> {
-    match end {
-        End::String(string) => Some(Matched::String(string.clone())),
-        End::Token(id) => Some(Matched::Token(*id)),
-        End::Grammar | End::Length | End::Aborted => None,
     }
 }

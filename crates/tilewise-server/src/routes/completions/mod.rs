@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::response::Response;
 use tilewise_engine::Logprobs;
 
-pub(crate) use answer::{Completion, LEAST, Matched, matched};
+pub(crate) use answer::{Completion, LEAST};
 use answer::{CompletionChoice, CompletionLogprobs};
 pub(crate) use request::CompletionRequest;
 
@@ -23,10 +23,7 @@ use crate::state::{App, now};
 /// Continues texts.
 #[utoipa::path(
     post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
-    responses((
-        status = 200, description = "With `stream`, parts of it as server-sent events",
-        content((Completion = "application/json"), (String = "text/event-stream"))
-    ))
+    responses((status = 200, body = Completion, description = "With `stream`, parts of it as server-sent events"))
 )]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
@@ -53,11 +50,7 @@ pub(crate) async fn completions(
     .await?;
     let id = app.new_name("cmpl-");
     let name = request.rid.as_deref().unwrap_or(&id);
-    let room = Arc::new(room);
-    let mut generations = Vec::with_capacity(asks.len());
-    for ask in asks {
-        generations.push(Generation::start(&app, ask, &room, name, "prompt").await?);
-    }
+    let generations = Generation::start_all(&app, asks, room, name, "prompt").await?;
     let answer = Answer {
         app: app.clone(),
         id,
@@ -116,7 +109,7 @@ impl Answer {
                 let mut choice = self.begin(prompt, index);
                 choice.text.push_str(&text);
                 choice.finish_reason = Some(end.name());
-                choice.matched_stop = matched(&end);
+                choice.matched_stop = end.matched();
                 Some(choice)
             }
         }

@@ -4,8 +4,8 @@ use serde::Serialize;
 use tilewise_engine::Logprobs;
 use utoipa::ToSchema;
 
-use crate::generation::{End, Token};
-use crate::routes::completions::{LEAST, Matched, matched};
+use crate::generation::{End, Matched, Token};
+use crate::routes::completions::LEAST;
 use crate::state::App;
 
 /// A continuation; in a stream, all of it so far.
@@ -63,7 +63,7 @@ pub(crate) struct EndReason {
 impl EndReason {
     pub(crate) fn of(end: &End, tokens: usize) -> Self {
         let length = (*end == End::Length).then_some(tokens);
-        Self { kind: end.name(), matched: matched(end), length }
+        Self { kind: end.name(), matched: end.matched(), length }
     }
 }
 

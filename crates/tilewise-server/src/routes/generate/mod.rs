@@ -26,9 +26,8 @@ use crate::state::App;
 #[utoipa::path(
     post, path = "/generate", tag = "sglang", request_body = GenerateRequest,
     responses((
-        status = 200,
-        description = "A list of them for several prompts or completions; with `stream`, server-sent events",
-        content((OneOrMany<Generated> = "application/json"), (String = "text/event-stream"))
+        status = 200, body = OneOrMany<Generated>,
+        description = "A list of them for several prompts or completions; with `stream`, server-sent events"
     ))
 )]
 pub(crate) async fn generate(
@@ -55,12 +54,8 @@ pub(crate) async fn generate(
         Ok((room, asks))
     })
     .await?;
-    let room = Arc::new(room);
     let name = request.rid.clone().unwrap_or_else(|| app.new_name(""));
-    let mut generations = Vec::with_capacity(asks.len());
-    for ask in asks {
-        generations.push(Generation::start(&app, ask, &room, &name, field).await?);
-    }
+    let generations = Generation::start_all(&app, asks, room, &name, field).await?;
     let style = LogprobStyle { has_text: request.return_text_in_logprobs.unwrap_or(false), top };
     let answer = Answer {
         texts: texts(&name, &generations, n),

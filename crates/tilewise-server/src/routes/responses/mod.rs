@@ -25,10 +25,7 @@ use crate::state::{App, now};
 /// Answers a text.
 #[utoipa::path(
     post, path = "/v1/responses", tag = "openai", request_body = ResponsesRequest,
-    responses((
-        status = 200, description = "With `stream`, named server-sent events",
-        content((ResponseObject = "application/json"), (String = "text/event-stream"))
-    ))
+    responses((status = 200, body = ResponseObject, description = "With `stream`, named server-sent events"))
 )]
 pub(crate) async fn responses(
     State(app): State<Arc<App>>,
@@ -72,7 +69,7 @@ pub(crate) async fn responses(
         Ok((room, sampling.ask(&worker, prompt, "input")?))
     })
     .await?;
-    let generation = Generation::start(&app, ask, &Arc::new(room), &name, "input").await?;
+    let generation = Generation::start(&app, ask, room, &name, "input").await?;
     let answer = Answer {
         response,
         item,
