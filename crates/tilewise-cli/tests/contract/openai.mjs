@@ -56,7 +56,8 @@ test("an answer obeys its schema", async () => {
 
 test("logprobs, several choices, a stop string", async () => {
   const { choices } = await chat({ logprobs: true, top_logprobs: 2, n: 2, max_tokens: 4 });
-  assert.deepEqual(choices.map((choice) => choice.logprobs.content.map((token) => token.top_logprobs.length)), [[2, 2, 2, 2], [2, 2, 2, 2]]);
+  const tops = choices.map((choice) => choice.logprobs.content.map((token) => token.top_logprobs.length));
+  assert.deepEqual(tops, [[2, 2, 2, 2], [2, 2, 2, 2]]);
   const text = await content();
   const stop = text.slice(8, 11);
   assert.equal(await content({ stop }), text.slice(0, text.indexOf(stop)));
