@@ -134,9 +134,8 @@ def test_a_killed_worker_breaks_the_streams_that_it_had_begun_and_nothing_else(n
     print(f"{router.name}: {len(traffic.outcomes)} requests, {len(broken)} broken streams: {broken[:1]}")
     kinds = {outcome.kind for outcome in traffic.outcomes if outcome.is_whole and outcome.ended > killed}
     assert kinds == {"stream", "whole", "generate"}, "all are served by the worker that is left"
-    workers[workers.index(victim)] = Worker(port=victim.port)
-    wait_until(lambda: router.healthy() == {worker.url for worker in workers}, "the new one is taken in")
-    victim.stop()
+    with Worker(port=victim.port):
+        wait_until(lambda: router.healthy() == {worker.url for worker in workers}, "the new one is taken in")
 
 
 def test_a_worker_that_drains_fails_nobody(new_fleet):
