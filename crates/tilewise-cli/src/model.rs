@@ -7,7 +7,7 @@ use tilewise::Device;
 use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
 use tilewise_engine::model::ModelSource;
-use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Speculation};
+use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
 
 use crate::args::{DeviceArgs, EngineArgs, LoadFormat, SpeculationArgs, TierArgs};
 use crate::embedded::{DEMO, DRAFT};
@@ -65,6 +65,10 @@ pub(crate) fn engine_config(args: &EngineArgs) -> Result<EngineConfig, CliError>
         max_batch_tokens: args.chunked_prefill_size.max(args.max_running),
         prefix_cache: !args.disable_radix_cache,
         kv_events: args.kv_events.is_some(),
+        decode_slowdown: args.decode_slowdown,
+        preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
+            bytes: bytes.try_into().unwrap_or(usize::MAX),
+        }),
         speculation: speculation(&args.speculation),
         tiers: tiers(&args.tiers)?,
         ..EngineConfig::default()

@@ -28,6 +28,19 @@ fn a_trace_is_served_whole_and_shared_prefixes_are_found() {
 }
 
 #[test]
+fn requests_that_give_way_are_swapped_where_there_is_space() {
+    let trace = ["bench-serving-offline", "--num-requests", "6", "--prefix-len", "0", "--input-len", "20"];
+    let sizes = ["--output-len", "60", "--threads", "1", "--kv-tokens", "256"];
+    let args = [&trace[..], &sizes].concat();
+    let report = |more: &[&str]| run_json(&[&args[..], &["--format", "json"], more].concat()).remove(0);
+    let (computed, swapped) = (report(&[]), report(&["--swap-space", "1G"]));
+    assert_eq!((&computed["saved_pages"], &computed["output_tokens"]), (&json!(0), &json!(360)));
+    assert!(swapped["restored_pages"].as_u64().unwrap() > 0, "{swapped}");
+    assert_eq!(swapped["output_tokens"], json!(360));
+    assert!(run(&[&args[..], &["--swap-space", "1G"]].concat()).contains("Swap. "));
+}
+
+#[test]
 fn a_trace_from_a_file_serves_what_can_run_and_names_the_line_that_is_none() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.jsonl");

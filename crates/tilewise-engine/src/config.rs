@@ -20,6 +20,19 @@ pub enum KvBudget {
     Tokens(usize),
 }
 
+/// What becomes of the pages of a sequence that gives way to an older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Preemption {
+    /// Nothing: what the prefix cache does not have any more is computed again.
+    Recompute,
+    /// They are copied to the host's memory and back. What there is no room for is computed again.
+    Swap {
+        /// The memory that they take at most.
+        bytes: usize,
+    },
+}
+
 /// Where drafts come from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -81,6 +94,12 @@ pub struct EngineConfig {
     pub tiers: Vec<TierConfig>,
     /// What a step serves first.
     pub priority: Priority,
+    /// How long a step with sequences that generate may take, as a multiple of one without prompts beside them, above 1:
+    /// prompts enter in chunks that fit, by what steps took so far. `None` leaves them the whole step, which is the
+    /// highest throughput.
+    pub decode_slowdown: Option<f64>,
+    /// What becomes of the pages of a sequence that gives way.
+    pub preemption: Preemption,
     /// Whether several tokens of a sequence are guessed and verified in one step.
     pub speculation: Option<Speculation>,
     /// Runs this attention kernel or fails, instead of the one that dispatch chooses.
@@ -100,6 +119,8 @@ impl Default for EngineConfig {
             kv_events: false,
             tiers: Vec::new(),
             priority: Priority::Decode,
+            decode_slowdown: None,
+            preemption: Preemption::Recompute,
             speculation: None,
             attention_kernel: None,
         }
@@ -127,6 +148,14 @@ impl EngineConfig {
             && !(1..=32).contains(&speculation.max_drafts)
         {
             return Err(Error::value("max_drafts", "from 1 to 32", speculation.max_drafts));
+        }
+        if let Some(slowdown) = self.decode_slowdown {
+            if !(slowdown > 1.0 && slowdown.is_finite()) {
+                return Err(Error::value("decode_slowdown", "above 1", slowdown));
+            }
+            if self.priority == Priority::Prefill {
+                return Err(Error::value("decode_slowdown", "none where prompts are served first", slowdown));
+            }
         }
         if self.kv_events && !self.prefix_cache {
             return Err(Error::value("KV events", "none without the prefix cache", "some"));

@@ -1,10 +1,16 @@
 //! One step: schedule, run, sample.
 
+mod pace;
+mod swap;
 mod tiered;
+mod warm;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use pace::Pace;
+use swap::HostPages;
 use tiered::Tiered;
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, KvCacheConfig, NotFinite, Tensor};
 
@@ -16,8 +22,8 @@ use crate::grammar::Grammars;
 use crate::model::layers::Limits;
 use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
 use crate::sampler::{Drawn, Sampler};
-use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig};
-use crate::speculate::{DraftModel, MAX_STEP_DRAFTS, SpeculationStats, Speculator};
+use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig, SwapStats};
+use crate::speculate::{DraftModel, SpeculationStats, Speculator, max_step_drafts};
 use crate::{
     Drafter, EngineConfig, Error, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result,
 };
@@ -38,6 +44,9 @@ pub struct Engine {
     /// The weights and their type, which name what tiers keep.
     source: ModelSource,
     dtype: DType,
+    pace: Option<Pace>,
+    /// Pages of sequences that gave way.
+    host_pages: HostPages,
     tiered: Option<Tiered>,
 }
 
@@ -54,6 +63,10 @@ pub struct EngineStats {
     pub total_tokens: usize,
     /// How often a sequence lost its pages to an older one, so far.
     pub preemptions: u64,
+    /// What was saved of them and restored.
+    pub swap: SwapStats,
+    /// Bytes of them that are kept in the host's memory now.
+    pub swapped_bytes: usize,
     /// What the prefix cache was asked for and had.
     pub prefix: PrefixStats,
     /// What was guessed and was right.
@@ -82,8 +95,7 @@ impl Engine {
         let dtype = weight_dtype(config, &weights, &sizes);
         let max_running = config.max_running.min(config.max_batch_tokens);
         let speculation = config.speculation.as_ref();
-        let max_drafts =
-            speculation.map_or(0, |speculation| (max_running * speculation.max_drafts).min(MAX_STEP_DRAFTS));
+        let max_drafts = speculation.map_or(0, |speculation| max_step_drafts(speculation, max_running));
         let limits = Limits {
             max_batch_tokens: config.max_batch_tokens,
             // Completions that begin have rows and no tokens: the tokens of a batch do not limit its rows.
@@ -113,6 +125,7 @@ impl Engine {
             max_drafts,
             priority: config.priority,
             prefix_cache: config.prefix_cache,
+            swap_pages: swap::max_pages(config.preemption, device.page_layout(&kv.config).bytes),
         });
         if config.kv_events {
             scheduler.tell_kv_events();
@@ -128,6 +141,8 @@ impl Engine {
             limits,
             source: source.clone(),
             dtype,
+            pace: config.decode_slowdown.map(|slowdown| Pace::new(slowdown, config.max_batch_tokens)),
+            host_pages: HostPages::default(),
             tiered: None,
             device,
             model,
@@ -174,7 +189,9 @@ impl Engine {
         if let Some(tiered) = &mut self.tiered {
             tiered.abort(request);
         }
-        self.scheduler.abort(request, &mut self.pages)
+        let is_known = self.scheduler.abort(request, &mut self.pages);
+        self.host_pages.keep(&self.scheduler);
+        is_known
     }
 
     /// Ends a completion that has a token, such as one whose text reached a stop string, with [`FinishReason::Ended`]; the
@@ -182,6 +199,7 @@ impl Engine {
     pub fn finish(&mut self, request: RequestId, index: usize) -> Option<Event> {
         let completion = (request, index);
         let event = self.scheduler.finish(completion, FinishReason::Ended, &mut self.pages)?;
+        self.host_pages.keep(&self.scheduler);
         self.grammars.remove(completion);
         if let Some(speculator) = &mut self.speculator {
             speculator.finish(completion);
@@ -218,8 +236,10 @@ impl Engine {
         &mut self,
         look: impl FnOnce(&dyn Device, &BatchPlan, &Tensor) -> Result<()>,
     ) -> Result<Vec<Event>> {
+        let start = Instant::now();
         let Some(mut batch) = self.schedule() else { return Ok(Vec::new()) };
         let plans = self.plan_attention(&batch)?;
+        self.swap(&batch)?;
         let device = &*self.device;
         let copies: Vec<(u32, u32)> = batch.copies.iter().map(|(from, to)| (from.0, to.0)).collect();
         device.copy_pages(&mut self.kv, &copies)?;
@@ -238,8 +258,12 @@ impl Engine {
             drawn.sampled.iter().map(|&outcome| outcome.map_err(failure)).collect();
         failed.into_iter().for_each(|(row, why)| outcomes[row] = Err(why));
         events.extend(self.commit(&batch, drawn, &outcomes));
+        self.host_pages.keep(&self.scheduler);
         if let Some(speculator) = &mut self.speculator {
             speculator.learn(&batch, &events);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.learn(&batch, start.elapsed());
         }
         self.demote();
         Ok(events)
@@ -250,6 +274,9 @@ impl Engine {
         self.promote(false);
         if let Some(speculator) = &mut self.speculator {
             speculator.propose(&mut self.scheduler);
+        }
+        if let Some(pace) = &self.pace {
+            self.scheduler.set_prefill_beside_decodes(pace.tokens());
         }
         let batch = self.scheduler.schedule(&mut self.pages);
         if batch.is_none() && self.promote(true) {
@@ -324,6 +351,8 @@ impl Engine {
             free_tokens: (self.pages.num_free() + self.pages.num_idle()) * page_size,
             total_tokens: self.pages.num_pages() * page_size,
             preemptions: self.scheduler.num_preemptions(),
+            swap: self.scheduler.swap_stats(),
+            swapped_bytes: self.host_pages.num_bytes(),
             prefix: self.scheduler.prefix_stats(),
             speculation: self.speculator.as_ref().map(Speculator::stats).unwrap_or_default(),
         }

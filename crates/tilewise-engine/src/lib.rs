@@ -16,10 +16,11 @@ pub mod request;
 pub mod sampler;
 pub mod scheduler;
 mod speculate;
+mod times;
 pub mod tokenizer;
 pub mod worker;
 
-pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Speculation};
+pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
 pub use grammar::Grammar;

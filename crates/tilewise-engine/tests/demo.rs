@@ -113,6 +113,8 @@ fn scored_batch(ids: &[u32]) -> BatchPlan {
         layout: Arc::new(BatchLayout::paged(vec![0, len], vec![len], table).unwrap()),
         logits_rows: (0..len).collect(),
         sequences: Vec::new(),
+        saves: Vec::new(),
+        restores: Vec::new(),
         copies: Vec::new(),
     }
 }

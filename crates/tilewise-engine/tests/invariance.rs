@@ -3,12 +3,19 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use common::{
     Outcome, gpus, model_folder, open, open_on, open_with_threads, prompts, run_all, run_completions,
     run_one, small, tiny_config,
 };
 use safetensors::tensor::Dtype;
-use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget, SamplingParams};
+use tilewise_engine::model::ModelSource;
+use tilewise_engine::{
+    DraftLength, Drafter, Engine, EngineConfig, GenerateRequest, KvBudget, Preemption, SamplingParams,
+    Speculation,
+};
 
 const VOCAB: usize = 131;
 const NEW_TOKENS: usize = 40;
@@ -93,6 +100,18 @@ fn any_chunk_page_size_and_thread_count_gives_the_same_bits() {
         let mut engine = open_with_threads(folder.path(), &config, threads).unwrap();
         let got = run_all(&mut engine, &requests);
         assert_same(&format!("chunk {max_batch_tokens}, page {page_size}, {threads} threads"), &got, &want);
+    }
+}
+
+#[test]
+fn prompts_held_back_for_those_who_generate_change_no_bit() {
+    let requests = requests(12);
+    let want = alone(Dtype::F32, &requests);
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    for decode_slowdown in [1.01, 2.0, 1e6] {
+        let config = EngineConfig { decode_slowdown: Some(decode_slowdown), max_running: 4, ..small() };
+        let got = run_all(&mut open(folder.path(), &config).unwrap(), &requests);
+        assert_same(&format!("slowdown {decode_slowdown}"), &got, &want);
     }
 }
 
@@ -242,4 +261,194 @@ fn a_forced_kernel_runs_or_fails_by_name() {
     let mut engine = open(folder.path(), &forced("no-such-kernel")).unwrap();
     engine.submit(request.clone()).unwrap();
     assert!(engine.step().unwrap_err().to_string().contains("no-such-kernel"));
+}
+
+/// One way to run requests of the demo model. None of its values may show in any bit.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    batch: usize,
+    cached: bool,
+    chunk: usize,
+    page_size: usize,
+    memory: Memory,
+    guesses: Guesses,
+    threads: usize,
+}
+
+/// What sequences that run together have to share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// Enough for all.
+    Enough,
+    /// So little that the second gives way to the first, and is computed again or saved and restored.
+    Little(Preemption),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guesses {
+    None,
+    Lookup,
+    Model,
+}
+
+/// Tokens of the first two prompts, which cross a boundary of pages of every size while both generate.
+const LONGEST: [usize; 2] = [246, 126];
+
+fn demo() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
+}
+
+/// The text that was kept from the demo model when it learned.
+fn heldout() -> Vec<u32> {
+    let text = std::fs::read_to_string(demo().join("heldout.txt")).unwrap();
+    ModelSource::Folder(demo()).tokenizer().unwrap().encode(&text, false).unwrap()
+}
+
+/// Parts of a text, to be continued in all the ways of [`requests`].
+fn continuations(count: usize, text: &[u32]) -> Vec<GenerateRequest> {
+    let request = |(index, request): (usize, GenerateRequest)| {
+        let length = LONGEST.get(index).copied().unwrap_or(3 + index * 17 % 50);
+        GenerateRequest {
+            prompt: text.iter().copied().skip(index * 400).take(length).collect(),
+            max_new_tokens: if index < LONGEST.len() { 32 } else { 14 },
+            ignore_eos: true,
+            ..request
+        }
+    };
+    requests(count).into_iter().enumerate().map(request).collect()
+}
+
+impl Way {
+    fn any(random: &mut u64, batch: usize) -> Self {
+        let mut below = |count: usize| {
+            *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*random >> 33) as usize % count
+        };
+        let swap = Preemption::Swap { bytes: 1 << 30 };
+        let memory = [Memory::Enough, Memory::Little(Preemption::Recompute), Memory::Little(swap)];
+        Self {
+            batch,
+            cached: below(2) == 1,
+            chunk: [20, 33, 100, 512][below(4)],
+            page_size: [16, 32, 64, 128][below(4)],
+            // Who runs alone gives way to nobody.
+            memory: memory[if batch == 1 { 0 } else { below(3) }],
+            guesses: [Guesses::None, Guesses::Lookup, Guesses::Model][below(3)],
+            threads: 1 + below(2),
+        }
+    }
+
+    /// `draft` is the model that guesses.
+    fn config(&self, draft: &Path) -> EngineConfig {
+        let pages = |tokens: usize| tokens.div_ceil(self.page_size);
+        let drafter = match self.guesses {
+            Guesses::None => None,
+            Guesses::Lookup => Some(Drafter::PromptLookup),
+            Guesses::Model => Some(Drafter::Model(ModelSource::Folder(draft.to_owned()))),
+        };
+        let speculation =
+            drafter.map(|drafter| Speculation { drafter, max_drafts: 3, length: DraftLength::Fixed });
+        let config =
+            EngineConfig { page_size: self.page_size, max_batch_tokens: self.chunk, speculation, ..small() };
+        match self.memory {
+            Memory::Enough => config,
+            Memory::Little(preemption) => {
+                // One page less than the first two need in the end.
+                let pages = LONGEST.iter().map(|&prompt| pages(prompt)).sum::<usize>() + 1;
+                EngineConfig { kv: KvBudget::Tokens(pages * self.page_size), preemption, ..config }
+            }
+        }
+    }
+
+    /// Runs the first requests together and holds them to what each gave alone. Returns what really happened, an axis after
+    /// the other.
+    fn check(&self, engine: &mut Engine, requests: &[GenerateRequest], want: &[Outcome]) -> Vec<String> {
+        if self.cached {
+            assert_same(&format!("{self:?}, cold"), &[run_one(engine, &requests[0])], &want[..1]);
+        }
+        let before = engine.stats();
+        let got = run_all(engine, &requests[..self.batch]);
+        assert_same(&format!("{self:?}"), &got, &want[..self.batch]);
+        let stats = engine.stats();
+        assert_eq!(stats.preemptions == 0, self.memory == Memory::Enough, "{self:?}: {stats:?}");
+        let cached = (requests[0].prompt.len() - 1) / self.page_size * self.page_size;
+        let hits = (stats.prefix.hit_tokens - before.prefix.hit_tokens) as usize;
+        assert!(!self.cached || hits >= cached, "{self:?}: {hits} tokens were cached");
+        let guessed = stats.speculation.accepted > before.speculation.accepted;
+        vec![
+            format!("batch {}", self.batch),
+            (if self.cached { "cached" } else { "cold" }).to_owned(),
+            format!("chunks of {}", self.chunk),
+            format!("pages of {}", self.page_size),
+            match (stats.swap.restored_pages, stats.preemptions) {
+                (0, 0) => "not preempted",
+                (0, _) => "preempted",
+                _ => "swapped",
+            }
+            .to_owned(),
+            format!("{:?} guessed right", if guessed { self.guesses } else { Guesses::None }),
+            format!("{} threads", self.threads),
+        ]
+    }
+}
+
+/// Counts the values that were seen, and those of the pairs of any two axes but the first.
+fn tell(name: &str, seen: &[Vec<String>]) -> (usize, usize) {
+    let (mut values, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+    for way in seen {
+        values.extend(way.iter());
+        for (index, value) in way.iter().enumerate().skip(1) {
+            pairs.extend(way[1..index].iter().map(|other| (other, value)));
+        }
+    }
+    println!("{name}: {} ways, {} pairs of {values:?}", seen.len(), pairs.len());
+    (values.len(), pairs.len())
+}
+
+#[test]
+fn no_batch_prefix_chunk_page_size_preemption_swap_draft_and_thread_count_changes_a_bit_of_the_demo_model() {
+    let (demo, requests) = (demo(), continuations(16, &heldout()));
+    let mut engine = open(&demo, &small()).unwrap();
+    let want: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
+    let (mut random, mut seen) = (4743, Vec::new());
+    for _ in 0..3 {
+        for batch in 1..=16 {
+            let way = Way::any(&mut random, batch);
+            let config = way.config(&demo.join("draft"));
+            let mut engine = open_with_threads(&demo, &config, way.threads).unwrap();
+            seen.push(way.check(&mut engine, &requests, &want));
+        }
+    }
+    // The ways are a sample by seed in which every value occurs, and every pair of values of two axes but the batch.
+    let (sizes, batches) = ([2, 4, 4, 3, 3, 2], 16);
+    let all: usize = sizes.iter().sum();
+    let squares: usize = sizes.iter().map(|size| size * size).sum();
+    assert_eq!(tell("cpu", &seen), (batches + all, (all * all - squares) / 2));
+}
+
+#[test]
+fn nothing_of_it_changes_a_bit_on_a_gpu() {
+    let tiny = model_folder(&tiny_config(), Dtype::BF16);
+    for gpu in gpus() {
+        // A software GPU takes minutes for the demo model.
+        let (model, draft) = match gpu.software {
+            true => (tiny.path().to_owned(), tiny.path().to_owned()),
+            false => (demo(), demo().join("draft")),
+        };
+        let text = if gpu.software { (0..2000).map(|i| i * i % 13).collect() } else { heldout() };
+        let count = if gpu.software { 3 } else { 16 };
+        let requests = continuations(count, &text);
+        let mut engine = open_on(&gpu.device, &model, &small()).unwrap();
+        let want: Vec<Outcome> = requests.iter().map(|request| run_one(&mut engine, request)).collect();
+        let (mut random, mut seen) = (5, Vec::new());
+        for _ in 0..3 {
+            for batch in 1..=count {
+                let way = Way { threads: 1, ..Way::any(&mut random, batch) };
+                let mut engine = open_on(&gpu.device, &model, &way.config(&draft)).unwrap();
+                seen.push(way.check(&mut engine, &requests, &want));
+            }
+        }
+        let (values, _) = tell(&gpu.name, &seen);
+        assert_eq!(values, count + 2 + 4 + 4 + 3 + 3 + 1, "{seen:?}");
+    }
 }

@@ -6,6 +6,7 @@ use common::{model_folder, open, run_one, small, tiny_config};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 use tilewise::DType;
+use tilewise_engine::scheduler::Priority;
 use tilewise_engine::{EngineConfig, FinishReason, GenerateRequest, KvBudget, SamplingParams};
 
 #[test]
@@ -29,6 +30,18 @@ fn requests_that_mean_nothing_are_refused_by_name() {
     }
     assert!(!engine.has_work());
     assert!(engine.step().unwrap().is_empty(), "an idle step does nothing");
+}
+
+#[test]
+fn a_slowdown_that_means_nothing_is_refused_by_name() {
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    let refused = |config: &EngineConfig| open(folder.path(), config).err().unwrap().to_string();
+    for slowdown in [1.0, 0.0, f64::NAN, f64::INFINITY] {
+        let error = refused(&EngineConfig { decode_slowdown: Some(slowdown), ..small() });
+        assert!(error.contains("decode_slowdown must be above 1"), "{error}");
+    }
+    let config = EngineConfig { decode_slowdown: Some(2.0), priority: Priority::Prefill, ..small() };
+    assert!(refused(&config).contains("none where prompts are served first"));
 }
 
 #[test]

@@ -26,6 +26,7 @@ impl Bench {
             max_drafts: 0,
             priority,
             prefix_cache: false,
+            swap_pages: 0,
         };
         Self { scheduler: Scheduler::new(config), pages: PagePool::new(num_pages) }
     }
@@ -99,6 +100,20 @@ fn decodes_come_before_prefill_chunks_and_the_budget_holds() {
     assert_eq!(bench.step(), [(0, 1), (1, 15)]);
     assert_eq!(bench.step(), [(0, 1), (1, 10), (2, 5)]);
     assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 4)]);
+}
+
+#[test]
+fn prompts_take_what_was_said_beside_sequences_that_generate_and_the_whole_step_otherwise() {
+    let mut bench = Bench::new(64, 16);
+    bench.scheduler.set_prefill_beside_decodes(3);
+    bench.submit(20, 3);
+    bench.submit(9, 5);
+    assert_eq!(bench.step(), [(0, 16)]);
+    assert_eq!(bench.step(), [(0, 4), (1, 9)]);
+    bench.submit(7, 5);
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 3)]);
+    bench.scheduler.set_prefill_beside_decodes(0);
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1)], "a prompt is never held up for good");
 }
 
 #[test]

@@ -13,8 +13,8 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{
-    DraftLength, Drafter, Engine, EngineConfig, Error, GenerateRequest, Grammar, KvBudget, SamplingParams,
-    Speculation,
+    DraftLength, Drafter, Engine, EngineConfig, Error, GenerateRequest, Grammar, KvBudget, Preemption,
+    SamplingParams, Speculation,
 };
 
 const VOCAB: usize = 131;
@@ -114,16 +114,19 @@ fn a_model_that_drafts_for_itself_is_always_right() {
         .map(|(_, r)| r)
         .collect();
     let folder = model_folder(&tiny_config(), Dtype::BF16);
-    for (max_batch_tokens, page_size, kv, n) in [
-        (256, 32, small().kv, 1),
-        (19, 16, small().kv, 1),
+    let (few, recompute) = (KvBudget::Tokens(14 * 16), Preemption::Recompute);
+    for (max_batch_tokens, page_size, kv, preemption, n) in [
+        (256, 32, small().kv, recompute, 1),
+        (19, 16, small().kv, recompute, 1),
         // Preempted, and found in the tree again.
-        (256, 16, KvBudget::Tokens(14 * 16), 1),
+        (256, 16, few, recompute, 1),
+        // Restored into pages that the drafts of others were in.
+        (256, 16, few, Preemption::Swap { bytes: 1 << 30 }, 1),
         // Completions that generate the same share it, and a page is filled for one sequence at a time.
-        (256, 16, small().kv, 3),
+        (256, 16, small().kv, recompute, 3),
     ] {
         let speculation = fixed(model(folder.path()), 6);
-        let config = EngineConfig { speculation, max_batch_tokens, page_size, kv, ..small() };
+        let config = EngineConfig { speculation, max_batch_tokens, page_size, kv, preemption, ..small() };
         let mut engine = open(folder.path(), &config).unwrap();
         let some = requests.iter().filter(|request| n == 1 || request.sampling.temperature > 0.5);
         let requests: Vec<GenerateRequest> =

@@ -57,7 +57,10 @@ impl OnePrompt {
     /// 400 for an empty one.
     pub(crate) fn encode(self, app: &App, field: &str) -> Result<Vec<u32>, ApiError> {
         let ids = match self {
-            Self::Text(text) => encode(app, &text, true, field)?,
+            Self::Text(text) => {
+                check_length(app, &text, field)?;
+                encode(app, &text, true, field)?
+            }
             Self::Tokens(ids) => ids,
         };
         if ids.is_empty() {
@@ -65,6 +68,24 @@ impl OnePrompt {
         }
         Ok(ids)
     }
+}
+
+/// Bytes of a text of which some may vanish before it is cut into tokens, as characters are composed.
+const SHRINKING: usize = 4;
+
+/// Refuses a text that has too many tokens, however it is cut: a tokenizer takes a second for each megabyte.
+///
+/// # Errors
+/// 400.
+pub(crate) fn check_length(app: &App, text: &str, field: &str) -> Result<(), ApiError> {
+    let longest = app.model.token_bytes.iter().map(Vec::len).max().unwrap_or(1).max(1);
+    let (least, most) = (text.len() / longest / SHRINKING, app.max_tokens());
+    if least <= most {
+        return Ok(());
+    }
+    let message =
+        format!("the text has more than {least} tokens, and the model's context or the cache {most}");
+    Err(ApiError::param(field, message).code("context_length_exceeded"))
 }
 
 /// The token ids of a text.

@@ -430,6 +430,11 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Whether a kernel is compiled when it is first launched, which takes as long as many launches.
+    fn compiles_kernels(&self) -> bool {
+        false
+    }
+
     /// How much has been asked of it so far; `None` of a device without a queue.
     fn counts(&self) -> Option<Counts> {
         None

@@ -100,9 +100,15 @@ pub(crate) struct EngineArgs {
     /// Tokens that one step computes at most
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) chunked_prefill_size: usize,
+    /// Prompts slow requests that generate down so many times at most; they take whole steps unless given
+    #[arg(long, value_name = "X")]
+    pub(crate) decode_slowdown: Option<f64>,
     /// Tokens that the cache holds; as many as fit unless given
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,
+    /// Memory for the pages of requests that give way to older ones: they are computed again unless given
+    #[arg(long, value_parser = bytes, value_name = "SIZE")]
+    pub(crate) swap_space: Option<u64>,
     /// Compute every prompt whole
     #[arg(long)]
     pub(crate) disable_radix_cache: bool,

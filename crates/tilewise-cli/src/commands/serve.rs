@@ -26,7 +26,9 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     let loaded = source.clone();
     let load = move || {
         let bar = LoadingBar::new();
-        Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))
+        let mut engine = Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))?;
+        engine.warm_up()?;
+        Ok(engine)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -41,6 +41,11 @@ impl PagePool {
         self.holders[page.0 as usize]
     }
 
+    /// Whether more than one holds a page besides the prefix tree.
+    pub(crate) fn is_shared(&self, page: PageId) -> bool {
+        self.holders(page) > 1 + u32::from(self.cached[page.0 as usize])
+    }
+
     /// Holds pages once more that somebody holds already.
     ///
     /// # Panics

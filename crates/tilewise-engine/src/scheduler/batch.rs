@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tilewise::{BatchLayout, LogitChange, LogprobsOf, PageTable};
 
+use super::SwappedPages;
 use super::sequence::Sequence;
 use crate::cache::PageId;
 use crate::{RequestId, SamplingParams};
@@ -61,6 +62,10 @@ pub struct BatchPlan {
     /// The tokens whose logits are needed, ascending: for each sequence that samples its last known token and its drafts.
     /// Completions that part have the same.
     pub logits_rows: Vec<u32>,
+    /// Pages that are saved outside the device before anything else: their sequences gave way.
+    pub saves: Vec<SwappedPages>,
+    /// Pages that are restored from there after that, which earlier steps saved.
+    pub restores: Vec<SwappedPages>,
     /// Pages that are copied before the batch runs, as source and destination: the partial pages of completions that
     /// parted. Destinations are distinct, and none is a source.
     pub copies: Vec<(PageId, PageId)>,
@@ -96,6 +101,7 @@ pub(super) struct BatchBuilder {
     qo_indptr: Vec<u32>,
     kv_len: Vec<u32>,
     page_table: PageTable,
+    restores: Vec<SwappedPages>,
     copies: Vec<(PageId, PageId)>,
     forks: usize,
 }
@@ -111,6 +117,7 @@ impl BatchBuilder {
             qo_indptr: vec![0],
             kv_len: Vec::new(),
             page_table: PageTable { page_size, indptr: vec![0], pages: Vec::new() },
+            restores: Vec::new(),
             copies: Vec::new(),
             forks: 0,
         }
@@ -119,6 +126,11 @@ impl BatchBuilder {
     /// Tokens that still fit.
     pub(super) fn room(&self) -> usize {
         self.room
+    }
+
+    /// Takes no more than so many tokens from here on.
+    pub(super) fn limit(&mut self, tokens: usize) {
+        self.room = self.room.min(tokens);
     }
 
     /// Completions that begin with this step.
@@ -156,6 +168,7 @@ impl BatchBuilder {
         });
         self.qo_indptr.push(tokens);
         self.kv_len.push(end as u32);
+        self.restores.extend(sequence.restores(self.page_table.page_size));
         if let Some(source) = sequence.copy_of {
             let partial = sequence.computed / self.page_table.page_size;
             self.copies.push((source, sequence.pages[partial]));
@@ -184,7 +197,8 @@ impl BatchBuilder {
         self.page_table.indptr.push(self.page_table.pages.len() as u32);
     }
 
-    pub(super) fn finish(self) -> Option<BatchPlan> {
+    /// The batch, if there is anything in it, which saves these pages first.
+    pub(super) fn finish(self, saves: &[SwappedPages]) -> Option<BatchPlan> {
         if self.sequences.is_empty() {
             return None;
         }
@@ -196,6 +210,8 @@ impl BatchBuilder {
             layout: Arc::new(layout),
             logits_rows: self.logits_rows,
             sequences: self.sequences,
+            saves: saves.to_vec(),
+            restores: self.restores,
             copies: self.copies,
         })
     }

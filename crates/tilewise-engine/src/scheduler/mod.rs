@@ -13,8 +13,10 @@
 //! wait like requests of their own, and find the full pages in the tree.
 
 mod batch;
+mod commit;
 mod prefetch;
 mod sequence;
+mod swap;
 
 use std::collections::VecDeque;
 
@@ -22,6 +24,7 @@ use batch::BatchBuilder;
 pub use batch::{BatchPlan, PromptScores, ScheduledSequence};
 pub use prefetch::{FullChunk, Prefetch};
 use sequence::Sequence;
+pub use swap::{SwapStats, SwappedPages};
 use tilewise::Sampled;
 
 use crate::cache::events::KvEvent;
@@ -55,6 +58,8 @@ pub struct SchedulerConfig {
     pub priority: Priority,
     /// Whether full pages are shared and kept.
     pub prefix_cache: bool,
+    /// Pages of sequences that gave way that are kept outside the device at most.
+    pub swap_pages: usize,
 }
 
 /// What became of a row of logits: a token, or the end of its completion.
@@ -82,8 +87,12 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     prefix: PrefixTree,
+    prefill_beside_decodes: usize,
     submitted: u64,
     preemptions: u64,
+    /// What the step that was scheduled last saves, until it is committed.
+    saves: Vec<SwappedPages>,
+    swap: SwapStats,
     /// Chunks that became full and were not asked for yet; `None` where nobody asks.
     full_chunks: Option<Vec<FullChunk>>,
 }
@@ -96,8 +105,11 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             prefix: PrefixTree::new(config.page_size),
+            prefill_beside_decodes: usize::MAX,
             submitted: 0,
             preemptions: 0,
+            saves: Vec::new(),
+            swap: SwapStats::default(),
             full_chunks: None,
         }
     }
@@ -163,6 +175,11 @@ impl Scheduler {
         self.config.max_batch_tokens = max_batch_tokens.max(1);
     }
 
+    /// Limits the tokens of prompts in later steps that have sequences that generate, where these are served first.
+    pub fn set_prefill_beside_decodes(&mut self, tokens: usize) {
+        self.prefill_beside_decodes = tokens.max(1);
+    }
+
     /// Tokens that one step computes at most.
     pub fn max_batch_tokens(&self) -> usize {
         self.config.max_batch_tokens
@@ -183,7 +200,7 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// How often a sequence lost its pages to an older one, so far.
+    /// How often a sequence lost its pages to an older one, so far, saved or not.
     pub fn num_preemptions(&self) -> u64 {
         self.preemptions
     }
@@ -250,10 +267,14 @@ impl Scheduler {
     /// Pages that the batch writes are allocated. Calling it again without [`Scheduler::commit`] repeats the
     /// work of a step that failed.
     pub fn schedule(&mut self, pages: &mut PagePool) -> Option<BatchPlan> {
+        self.forget_unsaved();
         let mut batch = BatchBuilder::new(self.config.max_batch_tokens, self.config.page_size);
         match self.config.priority {
             Priority::Decode => {
                 self.schedule_decodes(&mut batch, pages);
+                if !batch.is_empty() {
+                    batch.limit(self.prefill_beside_decodes);
+                }
                 self.schedule_prefills(&mut batch, pages);
                 self.admit(&mut batch, pages);
             }
@@ -265,7 +286,7 @@ impl Scheduler {
                 }
             }
         }
-        batch.finish()
+        batch.finish(&self.saves)
     }
 
     /// One token of every sequence that generates, oldest first, and its drafts; a new page is taken from the youngest if
@@ -359,9 +380,16 @@ impl Scheduler {
 
     /// Gives a sequence pages for all its tokens, cached ones first; false if it has to wait. `forks` will run too.
     fn start(&mut self, sequence: &mut Sequence, forks: usize, pages: &mut PagePool) -> bool {
+        if self.is_saving(sequence) {
+            return false;
+        }
         let page_size = self.config.page_size;
         if self.config.prefix_cache {
             sequence.adopt(&mut self.prefix, pages);
+        }
+        let found = sequence.computed;
+        let resumes = sequence.resume(page_size);
+        if self.config.prefix_cache && !resumes {
             let (held, computed) = (sequence.pages.len(), |other: &Sequence| other.computed / page_size);
             let computes_more = |other: &Sequence| {
                 let common = sequence.common_pages(other, page_size);
@@ -376,25 +404,12 @@ impl Scheduler {
             return false;
         }
         if self.config.prefix_cache {
-            self.prefix.count(sequence.len(), sequence.computed);
+            self.prefix.count(sequence.len(), found);
         }
-        let cached = sequence.chunks.settle(sequence.computed, pages);
+        let cached = sequence.chunks.settle(found, pages);
         sequence.cached_tokens.get_or_insert(cached);
+        sequence.swapped.take_if(|_| !resumes);
         true
-    }
-
-    /// Takes the pages of the youngest running sequence, which will compute its tokens again; but first those that were
-    /// fetched for waiting ones.
-    fn preempt_youngest(&mut self, pages: &mut PagePool) {
-        if self.give_up_youngest_fetched(None, pages) {
-            return;
-        }
-        if let Some(mut sequence) = self.running.pop() {
-            sequence.preempt(pages);
-            sequence.chunks.ask_again();
-            self.wait(sequence);
-            self.preemptions += 1;
-        }
     }
 
     fn wait(&mut self, mut sequence: Sequence) {
@@ -403,95 +418,6 @@ impl Scheduler {
         }
         let at = self.waiting.partition_point(|other| other.key() < sequence.key());
         self.waiting.insert(at, sequence);
-    }
-
-    /// Lets the completions of a request part from the first, whose first token was drawn: those that were in the batch
-    /// share its pages, and the others wait.
-    fn part(&mut self, index: usize, batch: &BatchPlan, pages: &mut PagePool) {
-        let id = self.running[index].id;
-        let siblings = std::mem::take(&mut self.running[index].siblings);
-        let scheduled = |completion| batch.sequences.iter().any(|s| (s.request, s.index) == (id, completion));
-        for completion in 1..=siblings {
-            if scheduled(completion) {
-                let fork = self.running[index].fork(completion, pages);
-                insert(&mut self.running, fork);
-            } else {
-                self.wait(self.running[index].sibling(completion));
-            }
-        }
-    }
-
-    /// Takes over what a step computed: there is one outcome for each row of logits, in order. `follow` is told of each
-    /// token and may say why its completion ends with it.
-    ///
-    /// A draft that was drawn is a token like any other, and so is the one drawn in place of the first that was not:
-    /// they are those that steps of one token would have drawn, with the same random numbers. What was computed after
-    /// that one is forgotten.
-    pub fn commit(
-        &mut self,
-        batch: &BatchPlan,
-        outcomes: &[Outcome],
-        pages: &mut PagePool,
-        follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
-    ) -> Vec<Event> {
-        let (mut events, mut rest) = (Vec::new(), outcomes);
-        for (place, scheduled) in batch.sequences.iter().enumerate() {
-            let outcomes;
-            (outcomes, rest) = rest.split_at(scheduled.num_rows().min(rest.len()));
-            let key = (scheduled.request, scheduled.index);
-            let Some(index) = self.running.iter().position(|sequence| sequence.key() == key) else {
-                continue;
-            };
-            self.running[index].advance(scheduled.num_tokens - scheduled.num_drafts, pages);
-            let publishes = self.config.prefix_cache && !matches!(outcomes, [Err(_), ..]);
-            if publishes {
-                self.publish(index, pages);
-            }
-            if !outcomes.is_empty() {
-                self.part(index, batch, pages);
-            }
-            let finished = self.verify(index, batch.drafts(place), outcomes, follow, &mut events);
-            if publishes && scheduled.num_drafts > 0 {
-                self.publish(index, pages);
-            }
-            if let Some(reason) = finished {
-                events.extend(self.finish(key, reason, pages));
-            } else if scheduled.sampling.is_some() {
-                self.running[index].truncate(self.config.page_size, pages);
-            }
-        }
-        events
-    }
-
-    /// Appends what a sequence drew, as long as its drafts were right; says why it ends, if it does.
-    fn verify(
-        &mut self,
-        index: usize,
-        drafts: &[u32],
-        outcomes: &[Outcome],
-        follow: &mut dyn FnMut((RequestId, usize), u32) -> Option<FinishReason>,
-        events: &mut Vec<Event>,
-    ) -> Option<FinishReason> {
-        let sequence = &mut self.running[index];
-        for (row, outcome) in outcomes.iter().enumerate() {
-            let &Sampled { id, logprob } = match outcome {
-                Ok(sampled) => sampled,
-                // The next step draws this row without drafts before it, and tells.
-                Err(_) if row > 0 => return None,
-                Err(why) => return Some(why.clone()),
-            };
-            let (request, index) = sequence.key();
-            events.push(Event::Token { request, index, id, logprob, top_logprobs: Vec::new() });
-            let followed = follow((request, index), id);
-            if let Some(reason) = sequence.push(id).or(followed) {
-                return Some(reason);
-            }
-            if drafts.get(row) != Some(&id) {
-                return None;
-            }
-            sequence.computed += 1;
-        }
-        None
     }
 }
 

@@ -6,6 +6,7 @@ use tilewise::{LogitChange, LogprobsOf};
 
 use super::batch::PromptScores;
 use super::prefetch::Chunks;
+use super::swap::Swapped;
 use crate::cache::{PageId, PagePool, PrefixTree};
 use crate::request::CachedTokens;
 use crate::sampler::{History, completion_seed};
@@ -26,6 +27,8 @@ pub(super) struct Sequence {
     /// What the page that its next token goes to is a copy of, once that step is done. Held until then, so that a step
     /// that failed can be repeated.
     pub(super) copy_of: Option<PageId>,
+    /// What is kept of it outside the device, from when it gave way until it runs again.
+    pub(super) swapped: Option<Swapped>,
     /// The tokens that its next steps are thought to draw, to be verified in one.
     pub(super) drafts: Vec<u32>,
     pub(super) sampling: SamplingParams,
@@ -62,6 +65,7 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             copy_of: None,
+            swapped: None,
             drafts: Vec::new(),
             prompt_logprobs: request.prompt_logprobs,
             scored: 0,

@@ -178,6 +178,8 @@ impl DraftModel {
             positions,
             layout,
             logits_rows,
+            saves: Vec::new(),
+            restores: Vec::new(),
             copies: Vec::new(),
             sequences: Vec::new(),
         };

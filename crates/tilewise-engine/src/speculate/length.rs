@@ -1,9 +1,9 @@
 //! How many drafts a step verifies: as many as make the most tokens per second by what was seen so far.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Completion;
+use crate::times::{StepTimes, Times};
 
 /// One step in so many is used to look again at what is not done otherwise: drafts where they do not pay, none where they
 /// do.
@@ -62,24 +62,29 @@ impl Acceptance {
 #[derive(Debug, Default)]
 pub(super) struct Lengths {
     /// Times of steps by their rows: tokens and drafts.
-    steps: BTreeMap<usize, Times>,
+    steps: StepTimes,
     /// Times that a draft model takes for one draft of every sequence.
     drafting: Times,
-    chosen: u64,
+    steps_seen: u64,
 }
 
 impl Lengths {
     pub(super) fn observe_step(&mut self, rows: usize, took: Duration) {
-        self.steps.entry(rows).or_default().push(took.as_secs_f64());
+        self.steps.observe(rows, took);
     }
 
     pub(super) fn observe_drafting(&mut self, levels: usize, took: Duration) {
         self.drafting.push(took.as_secs_f64() / levels as f64);
     }
 
+    /// The share that `took` is of a step of so many rows; 0 while none was seen.
+    pub(super) fn share(&self, rows: usize, took: Duration) -> f64 {
+        self.steps.seconds(rows).map_or(0.0, |seconds| took.as_secs_f64() / seconds)
+    }
+
     /// Cuts the drafts of each offer to what makes the most tokens per second together. `drafted` says that a model makes
-    /// them, one after the other.
-    pub(super) fn choose(&mut self, offers: &mut [Offer], drafted: bool) {
+    /// them, one after the other, `steps` that this is the first choice in so many.
+    pub(super) fn choose(&mut self, offers: &mut [Offer], drafted: bool, steps: usize) {
         let sequences = offers.len();
         let mut places: Vec<(f64, usize, usize)> = Vec::new();
         for (index, offer) in offers.iter().enumerate() {
@@ -90,7 +95,7 @@ impl Lengths {
         // Of one sequence they stand in order: chances fall, and equal ones stay as they are.
         places.sort_by(|a, b| b.0.total_cmp(&a.0));
         let seconds = |drafts: usize, levels: usize| {
-            self.seconds(sequences + drafts)
+            self.steps.seconds(sequences + drafts).unwrap_or(1.0)
                 + if drafted { self.drafting.seconds() * levels as f64 } else { 0.0 }
         };
         let (mut tokens, mut levels) = (sequences as f64, 0);
@@ -103,52 +108,21 @@ impl Lengths {
                 (best, most) = (count, rate);
             }
         }
-        self.chosen += 1;
-        let looks_again = self.chosen.is_multiple_of(LOOK_AGAIN);
+        let before = self.steps_seen;
+        self.steps_seen += steps as u64;
+        let looks_again = before / LOOK_AGAIN != self.steps_seen / LOOK_AGAIN;
         // What drafts are worth shows beside a step without any.
-        if !self.steps.contains_key(&sequences) || looks_again && best > 0 {
+        if !self.steps.has_seen(sequences) || looks_again && best > 0 {
             offers.iter_mut().for_each(|offer| offer.drafts.clear());
             return;
         }
         let mut lengths = vec![0; sequences];
         if looks_again && sequences > 0 {
-            let index = (self.chosen / LOOK_AGAIN) as usize % sequences;
+            let index = (self.steps_seen / LOOK_AGAIN) as usize % sequences;
             lengths[index] = LOOK_AGAIN_DRAFTS;
         }
         places[..best].iter().for_each(|&(_, _, index)| lengths[index] += 1);
         offers.iter_mut().zip(lengths).for_each(|(offer, length)| offer.drafts.truncate(length));
-    }
-
-    /// What a step of so many rows is thought to take: between those that were seen on a line, beyond them as long as the
-    /// last, so that it is tried.
-    fn seconds(&self, rows: usize) -> f64 {
-        let below = self.steps.range(..=rows).next_back().map(|(&rows, times)| (rows, times.seconds()));
-        let above = self.steps.range(rows..).next().map(|(&rows, times)| (rows, times.seconds()));
-        match (below, above) {
-            (Some((a, x)), Some((b, y))) if b > a => x + (y - x) * (rows - a) as f64 / (b - a) as f64,
-            (Some((_, x)), _) | (_, Some((_, x))) => x,
-            (None, None) => 1.0,
-        }
-    }
-}
-
-/// The times that something took last.
-#[derive(Debug, Default)]
-struct Times {
-    last: [f64; 4],
-    count: usize,
-}
-
-impl Times {
-    fn push(&mut self, seconds: f64) {
-        self.last[self.count % self.last.len()] = seconds;
-        self.count += 1;
-    }
-
-    /// The least of them: kernels that were compiled and pauses of the machine say nothing of the next time. Zero of none.
-    fn seconds(&self) -> f64 {
-        let known = self.last.iter().take(self.count).copied();
-        known.reduce(f64::min).unwrap_or_default()
     }
 }
 
@@ -168,7 +142,7 @@ mod tests {
 
     fn chosen(lengths: &mut Lengths, chances: &[f64]) -> Vec<usize> {
         let mut offers = offers(chances, 8);
-        lengths.choose(&mut offers, false);
+        lengths.choose(&mut offers, false, 1);
         offers.iter().map(|offer| offer.drafts.len()).collect()
     }
 
@@ -203,6 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn steps_without_a_choice_count_as_well() {
+        let mut lengths = lengths(|rows| 0.01 * rows as f64);
+        let mut tries = |steps: usize| {
+            let mut offers = offers(&[0.5; 16], 8);
+            lengths.choose(&mut offers, false, steps);
+            offers.iter().map(|offer| offer.drafts.len()).sum::<usize>()
+        };
+        let tried: usize = (0..10 * LOOK_AGAIN).step_by(16).map(|_| tries(16)).sum();
+        assert_eq!(tried, 10 * LOOK_AGAIN_DRAFTS);
+        assert!((lengths.share(1, Duration::from_millis(1)) - 0.1).abs() < 1e-9);
+    }
+
+    #[test]
     fn drafts_begin_when_a_step_without_any_is_known_and_stop_now_and_then() {
         let mut fresh = Lengths::default();
         assert_eq!(chosen(&mut fresh, &[0.9, 0.9]), [0, 0]);
@@ -216,16 +203,6 @@ mod tests {
         let mut free = lengths(|_| 0.01);
         let without = (0..4 * LOOK_AGAIN).filter(|_| chosen(&mut free, &[0.9, 0.9]) == [0, 0]).count();
         assert_eq!(without, 4);
-    }
-
-    #[test]
-    fn a_pause_is_forgotten_and_a_change_is_not() {
-        let mut times = Times::default();
-        assert_eq!(times.seconds(), 0.0);
-        for (seconds, want) in [(9.0, 9.0), (1.0, 1.0), (9.0, 1.0), (2.0, 1.0), (2.0, 1.0), (2.0, 2.0)] {
-            times.push(seconds);
-            assert_eq!(times.seconds(), want);
-        }
     }
 
     #[test]

@@ -31,14 +31,17 @@ impl Lookup {
         self.indexed = self.indexed.max(len);
         let Some(&end) = tokens.last_chunk::<SHORTEST>() else { return (0, Vec::new()) };
         let latest = self.places.get(&end).into_iter().flat_map(|places| places.iter().rev().take(PLACES));
-        // The first of equal matches wins: `max_by_key` keeps the last.
-        let Some((matched, place)) = latest
-            .map(|&place| (same_end(&tokens[..place as usize], tokens), place as usize))
-            .rev()
-            .max_by_key(|&(matched, _)| matched)
-        else {
-            return (0, Vec::new());
-        };
+        let mut best = None;
+        for &place in latest {
+            let matched = same_end(&tokens[..place as usize], tokens);
+            if best.is_none_or(|(most, _)| matched > most) {
+                best = Some((matched, place as usize));
+            }
+            if matched == LONGEST {
+                break;
+            }
+        }
+        let Some((matched, place)) = best else { return (0, Vec::new()) };
         let round = len - place;
         (matched, (0..most).map(|index| tokens[place + index % round]).collect())
     }

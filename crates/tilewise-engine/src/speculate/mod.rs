@@ -23,7 +23,17 @@ use crate::scheduler::{BatchPlan, Scheduler};
 use crate::{Event, RequestId, Result, Speculation};
 
 /// Drafts that one step verifies at most: each takes a row of logits.
-pub(crate) const MAX_STEP_DRAFTS: usize = 64;
+const MAX_STEP_DRAFTS: usize = 64;
+
+/// Drafts that a step of so many sequences verifies at most.
+pub(crate) fn max_step_drafts(config: &Speculation, max_running: usize) -> usize {
+    (max_running * config.max_drafts).min(MAX_STEP_DRAFTS)
+}
+
+/// Steps in which nothing is proposed after a step in which nothing paid and proposing took more than `NOTICED` of it: a
+/// GPU's step of sixteen sequences is as short as ten times that.
+const REST: usize = 15;
+const NOTICED: f64 = 0.01;
 
 /// What became of drafts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +55,9 @@ pub(crate) struct Speculator {
     model: Option<DraftModel>,
     texts: HashMap<Completion, Text>,
     lengths: Lengths,
+    /// Steps in which nothing is proposed yet, and those since the last in which something was.
+    rest: usize,
+    rested: usize,
     started: Instant,
     /// Of this step, what the draft model took.
     drafting: Duration,
@@ -67,6 +80,8 @@ impl Speculator {
             model,
             texts: HashMap::new(),
             lengths: Lengths::default(),
+            rest: 0,
+            rested: 0,
             started: Instant::now(),
             drafting: Duration::ZERO,
             stats: SpeculationStats::default(),
@@ -81,6 +96,12 @@ impl Speculator {
     pub(crate) fn propose(&mut self, scheduler: &mut Scheduler) {
         self.started = Instant::now();
         self.drafting = Duration::ZERO;
+        if self.rest > 0 {
+            // Sequences were given no drafts in the step before.
+            self.rest -= 1;
+            self.rested += 1;
+            return;
+        }
         let mut offers = Vec::new();
         for sequence in scheduler.decoding() {
             let completion = (sequence.request, sequence.index);
@@ -100,7 +121,12 @@ impl Speculator {
             offers.push(Offer { completion, chance: text.acceptance.chance(text.matched), drafts });
         }
         if self.config.length == DraftLength::Adaptive {
-            self.lengths.choose(&mut offers, self.model.is_some());
+            let steps = std::mem::take(&mut self.rested) + 1;
+            self.lengths.choose(&mut offers, self.model.is_some(), steps);
+            let is_noticed = self.lengths.share(offers.len(), self.started.elapsed()) > NOTICED;
+            if is_noticed && offers.iter().all(|offer| offer.drafts.is_empty()) {
+                self.rest = REST;
+            }
         }
         for Offer { completion, drafts, .. } in offers {
             scheduler.set_drafts(completion, drafts);

@@ -6,9 +6,9 @@ use tilewise_engine::GenerateRequest;
 use tilewise_engine::cache::PageId;
 use tilewise_engine::cache::keys::{CHUNK_TOKENS, ChunkHash};
 use tilewise_engine::cache::tiers::Source;
-use tilewise_engine::scheduler::{Prefetch, Priority};
+use tilewise_engine::scheduler::{Prefetch, SchedulerConfig};
 
-use crate::{PAGE, Random, Simulation, extend, origin};
+use crate::machine::{CONFIG, PAGE, Random, Simulation, extend, origin};
 
 /// A place for chunks outside the memory, which loses some and gives others late or never.
 pub(crate) struct Outside {
@@ -104,7 +104,7 @@ impl Simulation {
 
 #[test]
 fn a_chunk_that_many_share_is_told_once_and_one_that_was_fetched_is_not_told() {
-    let mut sim = Simulation::new(400, 4096, 32, Priority::Decode);
+    let mut sim = Simulation::new(400, SchedulerConfig { max_batch_tokens: 4096, max_running: 32, ..CONFIG });
     sim.scheduler.use_chunks();
     let prefix: Vec<u32> = (0..1024).map(|i| i * 7 % 991).collect();
     for index in 0..16 {

@@ -55,13 +55,6 @@ fn an_answer_obeys_its_schema() {
 }
 
 #[test]
-fn nothing_is_stored_and_a_router_that_asks_for_it_is_told_so() {
-    let mut asked = body();
-    asked["store"] = json!(true);
-    assert_eq!(server().ask(PATH, &asked)["store"], false);
-}
-
-#[test]
 fn what_cannot_be_honoured_is_refused_by_its_name() {
     for (fields, param) in [
         (json!({ "previous_response_id": "resp_1" }), "previous_response_id"),
@@ -76,4 +69,11 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
         asked.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         server().refused(PATH, &asked, param);
     }
+    // What routers add.
+    let mut asked = body();
+    let added = json!({
+        "store": true, "stream": null, "top_p": 1.0, "priority": 0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+    });
+    asked.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
+    assert_eq!(server().ask(PATH, &asked)["store"], false);
 }

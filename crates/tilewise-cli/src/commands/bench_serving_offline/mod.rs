@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tilewise_engine::cache::events::KvEventPublisher;
-use tilewise_engine::{CachedTokens, Engine, Error, Event, FinishReason, RequestId};
+use tilewise_engine::{CachedTokens, Engine, Error, Event, RequestId};
 
 use self::trace::Arrival;
 use crate::args::{BenchServingOfflineArgs, Format};
@@ -31,6 +31,9 @@ struct Report {
     time_to_first_token_s: Percentiles,
     /// Between a request's tokens.
     inter_token_latency_s: Percentiles,
+    /// Of these, those while another request had no token yet, and the others.
+    inter_token_beside_prompts_s: Percentiles,
+    inter_token_alone_s: Percentiles,
     /// From a request's arrival to its end.
     latency_s: Percentiles,
     /// Of the prompts' tokens that were looked up, the share that the prefix cache had.
@@ -38,6 +41,8 @@ struct Report {
     /// Tokens of the prompts that were not computed, by where they were found.
     cached_tokens: CachedTokens,
     preemptions: u64,
+    saved_pages: u64,
+    restored_pages: u64,
     /// Tokens that were guessed, and those that were right.
     drafted: u64,
     accepted: u64,
@@ -82,6 +87,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
         _ => trace::read(&args.trace, source.tokenizer().ok().as_ref())?,
     };
     let mut engine = model::load(&device, &source, &model::engine_config(&args.engine)?)?;
+    engine.warm_up()?;
     let mut publisher = model::kv_events(&args.engine)?;
     let report = serve(&mut engine, arrivals, publisher.as_mut())?;
     let mut stdout = std::io::stdout().lock();
@@ -109,30 +115,74 @@ fn check(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What happened so far.
+#[derive(Default)]
+struct Record {
+    running: HashMap<RequestId, Progress>,
+    failed: usize,
+    input_tokens: usize,
+    output_tokens: usize,
+    cached_tokens: CachedTokens,
+    first: Vec<f64>,
+    beside: Vec<f64>,
+    alone: Vec<f64>,
+    whole: Vec<f64>,
+}
+
+impl Record {
+    /// Submits a request.
+    fn submit(&mut self, engine: &mut Engine, arrival: Arrival) -> Result<(), CliError> {
+        let tokens = arrival.request.prompt.len();
+        match engine.submit(arrival.request) {
+            Ok(request) => {
+                self.input_tokens += tokens;
+                self.running.insert(request, Progress { arrived: arrival.at, last: None });
+            }
+            // It could never run; the others do.
+            Err(Error::Value { .. } | Error::TooLong { .. }) => self.failed += 1,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Takes over what a step that ended `now` gave.
+    fn take(&mut self, events: Vec<Event>, now: f64) {
+        let has_prompts = self.running.values().any(|progress| progress.last.is_none());
+        let between = if has_prompts { &mut self.beside } else { &mut self.alone };
+        for event in events {
+            match event {
+                Event::Token { request, .. } => {
+                    self.output_tokens += 1;
+                    if let Some(progress) = self.running.get_mut(&request) {
+                        match progress.last.replace(now) {
+                            None => self.first.push(now - progress.arrived),
+                            Some(last) => between.push(now - last),
+                        }
+                    }
+                }
+                Event::Finished { request, reason, cached_from, .. } => {
+                    self.cached_tokens += cached_from;
+                    self.failed += usize::from(reason.name() == "error");
+                    self.whole.extend(self.running.remove(&request).map(|progress| now - progress.arrived));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Submits each request when its time has come, and steps until all are over.
 fn serve(
     engine: &mut Engine,
     arrivals: Vec<Arrival>,
     mut publisher: Option<&mut KvEventPublisher>,
 ) -> Result<Report, CliError> {
-    let (requests, mut failed, mut steps) = (arrivals.len(), 0, 0);
-    let (mut input_tokens, mut output_tokens, mut cached_tokens) = (0, 0, CachedTokens::default());
-    let mut running: HashMap<RequestId, Progress> = HashMap::new();
-    let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let (requests, mut record, mut steps) = (arrivals.len(), Record::default(), 0);
     let mut coming = arrivals.into_iter().peekable();
     let start = Instant::now();
     loop {
         while let Some(arrival) = coming.next_if(|arrival| arrival.at <= start.elapsed().as_secs_f64()) {
-            let tokens = arrival.request.prompt.len();
-            match engine.submit(arrival.request) {
-                Ok(request) => {
-                    input_tokens += tokens;
-                    running.insert(request, Progress { arrived: arrival.at, last: None });
-                }
-                // It could never run; the others do.
-                Err(Error::Value { .. } | Error::TooLong { .. }) => failed += 1,
-                Err(error) => return Err(error.into()),
-            }
+            record.submit(engine, arrival)?;
         }
         if !engine.has_work() {
             let Some(next) = coming.peek() else { break };
@@ -144,32 +194,11 @@ fn serve(
         if let Some(publisher) = &mut publisher {
             publisher.publish(&engine.take_kv_events());
         }
-        let now = start.elapsed().as_secs_f64();
-        for event in events {
-            match event {
-                Event::Token { request, .. } => {
-                    output_tokens += 1;
-                    if let Some(progress) = running.get_mut(&request) {
-                        match progress.last.replace(now) {
-                            None => first.push(now - progress.arrived),
-                            Some(last) => between.push(now - last),
-                        }
-                    }
-                }
-                Event::Finished { request, reason, cached_from, .. } => {
-                    cached_tokens += cached_from;
-                    failed += usize::from(matches!(
-                        reason,
-                        FinishReason::Failed(_) | FinishReason::Ungrammatical(_)
-                    ));
-                    whole.extend(running.remove(&request).map(|progress| now - progress.arrived));
-                }
-                _ => {}
-            }
-        }
+        record.take(events, start.elapsed().as_secs_f64());
     }
     let duration_s = start.elapsed().as_secs_f64();
     let stats = engine.stats();
+    let Record { failed, input_tokens, output_tokens, .. } = record;
     Ok(Report {
         requests,
         failed,
@@ -179,12 +208,16 @@ fn serve(
         request_throughput: (requests - failed) as f64 / duration_s,
         output_throughput: output_tokens as f64 / duration_s,
         total_throughput: (input_tokens + output_tokens) as f64 / duration_s,
-        time_to_first_token_s: Percentiles::of(first),
-        inter_token_latency_s: Percentiles::of(between),
-        latency_s: Percentiles::of(whole),
-        cached_tokens,
+        time_to_first_token_s: Percentiles::of(record.first),
+        inter_token_latency_s: Percentiles::of([&record.beside[..], &record.alone].concat()),
+        inter_token_beside_prompts_s: Percentiles::of(record.beside),
+        inter_token_alone_s: Percentiles::of(record.alone),
+        latency_s: Percentiles::of(record.whole),
+        cached_tokens: record.cached_tokens,
         cache_hit_rate: stats.prefix.hit_tokens as f64 / (stats.prefix.looked_up_tokens as f64).max(1.0),
         preemptions: stats.preemptions,
+        saved_pages: stats.swap.saved_pages,
+        restored_pages: stats.swap.restored_pages,
         drafted: stats.speculation.drafted,
         accepted: stats.speculation.accepted,
         steps,
@@ -203,6 +236,8 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
     let rows = [
         ("First token", &report.time_to_first_token_s),
         ("Inter-token", &report.inter_token_latency_s),
+        ("with prompts", &report.inter_token_beside_prompts_s),
+        ("without", &report.inter_token_alone_s),
         ("Whole", &report.latency_s),
     ];
     for (name, p) in rows {
@@ -210,11 +245,15 @@ fn print(report: &Report, out: &mut impl Write) -> Result<(), CliError> {
         let [mean, p50, p90, p99, max] = [p.mean, p.p50, p.p90, p.p99, p.max].map(|seconds| seconds * 1e3);
         writeln!(
             out,
-            "{name:<12} mean {mean:.2} ms, p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}"
+            "{name:<13} mean {mean:.2} ms, p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, max {max:.2}"
         )?;
     }
     let (hits, preemptions) = (report.cache_hit_rate * 100.0, report.preemptions);
     writeln!(out, "Cache.       {hits:.1} % of prompt tokens found, {preemptions} preemptions")?;
+    if report.saved_pages > 0 {
+        let Report { saved_pages, restored_pages, .. } = report;
+        writeln!(out, "Swap.        {restored_pages} of {saved_pages} saved pages came back")?;
+    }
     if report.drafted > 0 {
         let Report { drafted, accepted, .. } = report;
         let share = *accepted as f64 / *drafted as f64 * 100.0;

@@ -19,7 +19,7 @@ use crate::error::ApiError;
 use crate::fields::Usage;
 use crate::generation::{Batch, End, Generation, News, Token};
 use crate::parsers::{OutputReader, Parsed};
-use crate::prompt::encode;
+use crate::prompt::{check_length, encode};
 use crate::sampling::Ask;
 use crate::sse::{self, Events};
 use crate::state::{App, now};
@@ -48,6 +48,7 @@ pub(crate) async fn chat(
     let worker = app.clone();
     let (room, tools, text, ask) = blocking(move || {
         let text = render(&worker, &request, &tools)?;
+        check_length(&worker, &text, "messages")?;
         let prompt = encode(&worker, &text, false, "messages")?;
         let mut ask: Ask = sampling.ask(&worker, prompt, "messages")?;
         ask.request.cache_salt = request.cache_salt;

@@ -18,7 +18,7 @@ use super::blocking;
 use crate::body::{self, Json};
 use crate::error::ApiError;
 use crate::generation::{Batch, End, Generation, News};
-use crate::prompt::encode;
+use crate::prompt::{check_length, encode};
 use crate::sse::{self, Events};
 use crate::state::{App, now};
 
@@ -65,7 +65,9 @@ pub(crate) async fn responses(
         let template = worker.model.tokenizer.chat_template().map_err(invalid)?;
         let messages = request.conversation()?;
         let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
-        let prompt = encode(&worker, &template.render(&input).map_err(invalid)?, false, "input")?;
+        let text = template.render(&input).map_err(invalid)?;
+        check_length(&worker, &text, "input")?;
+        let prompt = encode(&worker, &text, false, "input")?;
         Ok((room, sampling.ask(&worker, prompt, "input")?))
     })
     .await?;

@@ -51,7 +51,7 @@ pub(crate) struct ResponsesRequest {
     /// Taken and not used.
     safety_identifier: Option<String>,
     truncation: Option<Truncation>,
-    /// Taken and not used: routers add it. Nothing is stored, as the answer says.
+    /// Taken, since routers set it; nothing is stored, as the answer says.
     store: Option<bool>,
     background: Option<Off>,
     priority: Option<Zero>,

@@ -41,8 +41,9 @@ impl<'a> Input<'a> {
 /// Rows up to which a work group has all of them.
 const MANY: usize = 64;
 
-/// Rows that work groups norm for themselves at most, and the elements of these, which each has in its memory. A matrix
-/// of more outputs is so many work groups that a launch of the norm is less work. None of these has been measured.
+/// Rows that work groups norm for themselves at most, and the elements of these, which each has in its memory: 16 rows
+/// are faster with a launch of the norm (bench/records/2026-11-25-h200.csv). A matrix of more outputs is so many work
+/// groups that this launch is less work, which has not been measured.
 const NORMED_ROWS: usize = 8;
 const NORMED: usize = 8192;
 const NORMED_OUTPUTS: usize = 32 << 10;
@@ -262,8 +263,8 @@ struct TileShape {
     own_columns: usize,
     /// Inputs between two barriers.
     step: usize,
-    /// Whether all inputs of all rows are normed and kept before the first of these steps.
-    normed: bool,
+    /// Rows and elements that are normed and kept before the first of these steps, at most.
+    normed: Option<[usize; 2]>,
 }
 
 impl TileShape {
@@ -275,6 +276,7 @@ impl TileShape {
         [rows, inputs, outputs]: [usize; 3],
         (kind, normed): (Columns, bool),
     ) -> Self {
+        let normed = normed.then(|| [rows, rows * inputs].map(usize::next_power_of_two));
         let mut shape = if rows > MANY {
             Self { rows: 8, columns: 8, subgroups: 8, own_rows: 4, own_columns: 2, step: 64, normed }
         } else {
@@ -293,7 +295,7 @@ impl TileShape {
         }
         let fits = |shape: &Self| {
             let tiles = (shape.inputs(tile) + shape.columns * tile * (shape.step + 8)) * 2;
-            let sums = if normed { NORMED_ROWS * 4 * (33 + 1) } else { 0 };
+            let sums = normed.map_or(0, |[rows, _]| rows * 4 * (33 + 1));
             let results = shape.subgroups * tile * tile;
             tiles + (sums + results) * 4 <= abilities.workgroup_memory as usize
         };
@@ -303,9 +305,10 @@ impl TileShape {
         shape
     }
 
-    /// Inputs in workgroup memory. A tile of normed ones has memory to its end, where rows end before it.
+    /// Inputs in workgroup memory, no more than there are: work groups that share a multiprocessor share its memory. A
+    /// tile of normed ones has memory to its end, where rows end before it.
     fn inputs(&self, tile: usize) -> usize {
-        if self.normed { NORMED + tile * tile } else { self.rows * tile * (self.step + 8) }
+        self.normed.map_or(self.rows * tile * (self.step + 8), |[_, elements]| elements + tile * tile)
     }
 
     fn kernel(&self, tile: usize, subgroup: usize, abilities: &Abilities) -> Specialisation {
@@ -322,8 +325,8 @@ impl TileShape {
             .set("C", self.own_columns)
             .set("STEP", self.step)
             .set("X", self.inputs(tile))
-            .set("NORM", u32::from(self.normed))
-            .set("NORMED_ROWS", NORMED_ROWS)
+            .set("NORM", u32::from(self.normed.is_some()))
+            .set("NORMED_ROWS", self.normed.map_or(0, |[rows, _]| rows))
             .set("WIDE", u32::from(abilities.vector_tiles))
             .set("KW", if abilities.vector_tiles { 4 } else { 1 })
     }

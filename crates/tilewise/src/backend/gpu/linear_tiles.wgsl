@@ -227,26 +227,47 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         workgroupBarrier();
     }
     let base = subgroup * T * T;
+    // What results are scaled by and added to is read before the first is written: no load waits for a store.
+#for c in 0..C / (1 + SILU)
+#for i in 0..T * T / SUBGROUP
+    let column_${c}_$i = first_column + column_part / ${1 + SILU}u + ${c * T}u + (lane + ${i * SUBGROUP}u) % T;
+    let scale_${c}_$i = scales[min(column_${c}_$i, args.outputs - 1u)];
+#if SILU
+    let up_scale_${c}_$i = scales[args.outputs + min(column_${c}_$i, args.outputs - 1u)];
+#end
+#if BIAS
+    let bias_${c}_$i = bias[args.first + min(column_${c}_$i, args.outputs - 1u)];
+#end
+#end
+#end
+#if ADD
+#for r in 0..R
+#for c in 0..C
+#for i in 0..T * T / SUBGROUP
+    let old_${r}_${c}_$i = f32(out[min(first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T, args.rows - 1u) * args.out_row
+        + args.first + min(column_${c}_$i, args.outputs - 1u)]);
+#end
+#end
+#end
+#end
 #for r in 0..R
 #if SILU
 #for c in 0..C / 2
     coopStoreT(acc_${r}_${2 * c}, &results[base], T);
     subgroupBarrier();
 #for i in 0..T * T / SUBGROUP
-    let gate_${r}_${c}_$i = results[base + lane + ${i * SUBGROUP}u];
+    let gate_${r}_${c}_$i = results[base + lane + ${i * SUBGROUP}u] * scale_${c}_$i;
 #end
     subgroupBarrier();
     coopStoreT(acc_${r}_${2 * c + 1}, &results[base], T);
     subgroupBarrier();
 #for i in 0..T * T / SUBGROUP
     {
-        let place = lane + ${i * SUBGROUP}u;
-        let at_row = first_row + row_part + ${r * T}u + place / T;
-        let at_column = first_column + column_part / 2u + ${c * T}u + place % T;
-        if at_row < args.rows && at_column < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
-            let gate = gate_${r}_${c}_$i * scales[at_column];
-            let up = results[base + place] * scales[args.outputs + at_column];
-            out[at_row * args.out_row + at_column] = $OUT(gate / (1.0 + exp(-gate)) * up);
+        let at_row = first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T;
+        if at_row < args.rows && column_${c}_$i < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
+            let gate = gate_${r}_${c}_$i;
+            let up = results[base + lane + ${i * SUBGROUP}u] * up_scale_${c}_$i;
+            out[at_row * args.out_row + column_${c}_$i] = $OUT(gate / (1.0 + exp(-gate)) * up);
         }
     }
 #end
@@ -256,21 +277,21 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #for c in 0..C
     coopStoreT(acc_${r}_$c, &results[base], T);
     subgroupBarrier();
-    for (var i = lane; i < T * T; i += ${SUBGROUP}u) {
-        let at_row = first_row + row_part + ${r * T}u + i / T;
-        let at_column = first_column + column_part + ${c * T}u + i % T;
-        if at_row < args.rows && at_column < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
-            let at = at_row * args.out_row + args.first + at_column;
-            var value = results[base + i] * scales[at_column];
+#for i in 0..T * T / SUBGROUP
+    {
+        let at_row = first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T;
+        if at_row < args.rows && column_${c}_$i < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
+            var value = results[base + lane + ${i * SUBGROUP}u] * scale_${c}_$i;
 #if BIAS
-            value += bias[args.first + at_column];
+            value += bias_${c}_$i;
 #end
 #if ADD
-            value += f32(out[at]);
+            value += old_${r}_${c}_$i;
 #end
-            out[at] = $OUT(value);
+            out[at_row * args.out_row + args.first + column_${c}_$i] = $OUT(value);
         }
     }
+#end
     subgroupBarrier();
 #end
 #end

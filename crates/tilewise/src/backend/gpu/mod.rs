@@ -380,6 +380,10 @@ impl Device for GpuDevice {
         sample::sample(&self.context, logits, draws)
     }
 
+    fn compiles_kernels(&self) -> bool {
+        true
+    }
+
     fn wait(&self) -> Result<()> {
         self.context.wait()
     }

@@ -1,0 +1,89 @@
+//! Kernels compiled before the first request.
+
+use std::sync::Arc;
+
+use tilewise::{BatchLayout, PageTable};
+
+use super::Engine;
+use crate::grammar::AllowedTokens;
+use crate::model::Forward;
+use crate::scheduler::{BatchPlan, ScheduledSequence};
+use crate::{RequestId, Result, SamplingParams};
+
+impl Engine {
+    /// Runs batches of many sizes whose results nobody gets, if the device compiles kernels when they are first launched:
+    /// requests would wait for that. Does nothing while there are requests.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn warm_up(&mut self) -> Result<()> {
+        if !self.device.compiles_kernels() || self.has_work() {
+            return Ok(());
+        }
+        let room = self.pages.num_pages() * self.kv.config.page_size;
+        let longest = self.limits.max_batch_tokens.min(self.model.config().max_positions).min(room);
+        let most = self.limits.max_logits_rows.min(self.limits.max_batch_tokens);
+        let mut rows = 1;
+        while rows <= most {
+            self.run_unseen(&vec![1; rows])?;
+            rows *= 2;
+        }
+        for tokens in [longest.min(48), longest.min(256), longest] {
+            self.run_unseen(&[tokens])?;
+        }
+        Ok(())
+    }
+
+    /// Runs a batch of sequences that begin with so many tokens each, and draws from each.
+    fn run_unseen(&mut self, lengths: &[usize]) -> Result<()> {
+        let batch = unseen(lengths, self.kv.config.page_size, self.pages.num_pages());
+        let plans = self.plan_attention(&batch)?;
+        let device = &*self.device;
+        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        let logits = self.model.logits(device, &batch.logits_rows)?;
+        self.sampler.sample(device, logits, &batch, &AllowedTokens::default())?;
+        Ok(())
+    }
+}
+
+/// A batch in pages that nobody holds yet; some sequences draw at random.
+fn unseen(lengths: &[usize], page_size: usize, num_pages: usize) -> BatchPlan {
+    let ends: Vec<u32> = lengths
+        .iter()
+        .scan(0, |end, &len| {
+            *end += len as u32;
+            Some(*end)
+        })
+        .collect();
+    let mut page_table = PageTable { page_size, indptr: vec![0], pages: Vec::new() };
+    for len in lengths {
+        let first = page_table.pages.len();
+        page_table
+            .pages
+            .extend((first..first + len.div_ceil(page_size)).map(|page| (page % num_pages) as u32));
+        page_table.indptr.push(page_table.pages.len() as u32);
+    }
+    let kv_len = lengths.iter().map(|&len| len as u32).collect();
+    let layout = BatchLayout::paged([&[0], &ends[..]].concat(), kv_len, page_table)
+        .expect("each sequence has pages for its tokens, of a size that was checked");
+    let sequence = |(index, &num_tokens): (usize, &usize)| ScheduledSequence {
+        request: RequestId(u64::MAX),
+        index,
+        num_tokens,
+        num_drafts: 0,
+        sampling: Some(SamplingParams { temperature: (index % 2) as f32, ..SamplingParams::default() }),
+        changes: Vec::new(),
+        scores: None,
+        next_position: num_tokens as u64,
+    };
+    BatchPlan {
+        token_ids: vec![0; lengths.iter().sum()],
+        positions: layout.positions().collect(),
+        logits_rows: ends.iter().map(|end| end - 1).collect(),
+        layout: Arc::new(layout),
+        sequences: lengths.iter().enumerate().map(sequence).collect(),
+        saves: Vec::new(),
+        restores: Vec::new(),
+        copies: Vec::new(),
+    }
+}
