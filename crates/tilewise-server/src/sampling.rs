@@ -106,13 +106,13 @@ impl Sampling {
             repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-            logit_bias: self.biases()?,
+            logit_bias: self.biases(app)?,
             logprobs: logprobs.is_some(),
             top_logprobs,
         })
     }
 
-    fn biases(&self) -> Result<Vec<(u32, f32)>, ApiError> {
+    fn biases(&self, app: &App) -> Result<Vec<(u32, f32)>, ApiError> {
         let biases = self.logit_bias.iter().flatten();
         if self.logit_bias.as_ref().is_some_and(|biases| biases.len() > MAX_BIASES) {
             return Err(ApiError::param(
@@ -120,12 +120,14 @@ impl Sampling {
                 format!("logit_bias must be of at most {MAX_BIASES} tokens"),
             ));
         }
+        // The engine would not tell these from the prompt's.
+        let tokens = 0..app.model.config.vocab_size as u32;
         biases
             .map(|(token, &bias)| match token.parse() {
-                Ok(token) => Ok((token, bias)),
-                Err(_) => Err(ApiError::param(
+                Ok(token) if tokens.contains(&token) => Ok((token, bias)),
+                _ => Err(ApiError::param(
                     "logit_bias",
-                    format!("logit_bias must name token ids, got {token:?}"),
+                    format!("logit_bias must name tokens below {}, got {token:?}", tokens.end),
                 )),
             })
             .collect()

@@ -160,7 +160,7 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
         (json!({ "repetition_penalty": 0 }), "repetition_penalty"),
         (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
         (json!({ "logit_bias": { "5": 101 } }), "logit_bias"),
-        (json!({ "logit_bias": { "4096": 1 } }), "prompt"),
+        (json!({ "logit_bias": { "4096": 1 } }), "logit_bias"),
         (json!({ "logprobs": 21 }), "logprobs"),
         (json!({ "prompt": [4096] }), "prompt"),
         (json!({ "prompt": "" }), "prompt"),

@@ -1,0 +1,22 @@
+"""Requests made at random from /openapi.json are answered as it says, and never by a fault of the server."""
+
+import subprocess
+import sys
+
+import pytest
+
+from harness import Worker
+
+CHECKS = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"]
+
+
+@pytest.mark.needs("schemathesis")
+def test_the_server_does_what_its_schema_says(tmp_path):
+    # A small cache makes for short texts: what is asked for at random seldom says how long it may be.
+    with Worker(kv_tokens=256) as worker:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", worker.url + "/openapi.json"]
+        command += ["--checks", ",".join(CHECKS), "--max-examples", "25", "--seed", "1", "--no-color"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        print(done.stdout[-1200:])
+        assert done.returncode == 0, done.stdout[-12000:] + done.stderr
+        assert worker.running() == 0
