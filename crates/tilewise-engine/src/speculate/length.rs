@@ -37,14 +37,14 @@ pub(super) struct Chain {
 #[derive(Debug, Default)]
 pub(super) struct Acceptance {
     /// Right ones, and all that were looked at; older ones count less.
-    seen: [(f64, f64); 5],
+    seen: [(f64, f64); 6],
     /// The same of the first drafts of branches.
-    branches: [(f64, f64); 5],
+    branches: [(f64, f64); 6],
 }
 
 impl Acceptance {
     /// Where nothing was seen yet, as if two drafts had shown it.
-    const AT_FIRST: [f64; 5] = [0.7, 0.4, 0.6, 0.75, 0.9];
+    const AT_FIRST: [f64; 6] = [0.7, 0.2, 0.4, 0.6, 0.75, 0.9];
     /// The first draft of a branch: other drafts were thought likelier.
     const BRANCH_AT_FIRST: f64 = 0.2;
 
@@ -87,10 +87,11 @@ impl Acceptance {
     fn kind(matched: usize) -> usize {
         match matched {
             0 => 0,
-            1..=2 => 1,
-            3..=4 => 2,
-            5..=8 => 3,
-            _ => 4,
+            1 => 1,
+            2 => 2,
+            3..=4 => 3,
+            5..=8 => 4,
+            _ => 5,
         }
     }
 }
@@ -330,7 +331,7 @@ mod tests {
         assert!(acceptance.chance(4) < 0.15 && acceptance.chance(9) > 0.95, "{acceptance:?}");
         assert_eq!(acceptance.chance(0), 0.7, "of another kind");
         for _ in 0..50 {
-            acceptance.learn(1, true, 0, 4);
+            acceptance.learn(2, true, 0, 4);
             acceptance.learn(6, true, 4, 4);
         }
         let chain = |matched| acceptance.chains(vec![found(0), found(matched)]).remove(1);
