@@ -400,8 +400,9 @@ impl<'a> Desk<'a> {
         match request.updates.try_send(Update::Event(event)) {
             Ok(()) if is_end => self.end(name),
             Ok(()) => {}
-            Err(_) => {
-                self.done.unread += 1;
+            Err(error) => {
+                // A reader that has gone has sent an abort, which is on its way.
+                self.done.unread += u64::from(matches!(error, mpsc::error::TrySendError::Full(_)));
                 self.abort(name);
             }
         }

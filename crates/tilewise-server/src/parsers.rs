@@ -88,7 +88,7 @@ impl OutputReader {
         {
             (parsed.reasoning, rest) = (result.reasoning_text, result.normal_text);
         }
-        self.sort(rest, &mut parsed);
+        self.sort(&rest, &mut parsed);
         parsed
     }
 
@@ -99,7 +99,7 @@ impl OutputReader {
             && let Ok(result) = parser.flush()
         {
             parsed.reasoning.push_str(&result.reasoning_text);
-            self.sort(result.normal_text, &mut parsed);
+            self.sort(&result.normal_text, &mut parsed);
         }
         if let Some(reader) = &mut self.calls {
             parsed.content.push_str(&reader.finish());
@@ -113,15 +113,15 @@ impl OutputReader {
     }
 
     /// Finds calls in what is no reasoning.
-    fn sort(&mut self, text: String, parsed: &mut Parsed) {
+    fn sort(&mut self, text: &str, parsed: &mut Parsed) {
         match &mut self.calls {
             Some(reader) => {
-                let (content, calls) = reader.push(&text);
+                let (content, calls) = reader.push(text);
                 self.has_calls |= !calls.is_empty();
                 parsed.content.push_str(&content);
                 parsed.calls.extend(calls);
             }
-            None => parsed.content.push_str(&text),
+            None => parsed.content.push_str(text),
         }
     }
 }
