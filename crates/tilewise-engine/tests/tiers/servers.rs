@@ -51,8 +51,8 @@ fn a_value_evicted_in_the_middle_of_a_prefix_shortens_the_hit_and_no_more() {
     let chunks = Chunks::new(50, 3 << 20);
     let tiers = redis.tiers();
     chunks.store(&tiers, 0..50);
-    // The last ones are there; of the prefix the oldest are not.
-    chunks.store(&tiers, 0..5);
+    // The last ones are there, and the first again, stored after all others: the server evicts by samples, old or not.
+    (0..5).rev().for_each(|index| chunks.store(&tiers, index..index + 1));
     let held: Vec<bool> = (0..50).map(|index| redis.tier().contains(&chunks.key(index)).unwrap()).collect();
     let prefix = held.iter().take_while(|held| **held).count();
     assert!((1..50).contains(&prefix) && held[prefix..].contains(&true), "{held:?}");
