@@ -134,6 +134,11 @@ fn a_gpu_gives_the_same_bits_in_any_batch_chunk_and_page_size() {
                 let got = run_all(&mut engine, &requests);
                 let what = format!("{} {dtype:?}, {max_batch_tokens} tokens, pages of {page_size}", gpu.name);
                 assert_same(&what, &got, &want);
+                // What the prefix cache holds now is not written over.
+                engine.warm_up().unwrap();
+                let again = run_all(&mut engine, &requests);
+                assert_same(&format!("{what}, warmed up again"), &again, &want);
+                assert!(page_size > 32 || engine.stats().prefix.hit_tokens > 0, "{what}");
             }
         }
         println!("{}: {count} requests of {new_tokens} new tokens", gpu.name);

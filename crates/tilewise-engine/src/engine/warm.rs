@@ -12,12 +12,13 @@ use crate::{RequestId, Result, SamplingParams};
 
 impl Engine {
     /// Runs batches of many sizes whose results nobody gets, if the device compiles kernels when they are first launched:
-    /// requests would wait for that. Does nothing while there are requests.
+    /// requests would wait for that. Does nothing once a page of the cache is in use: any page may be written.
     ///
     /// # Errors
     /// What the device returns.
     pub fn warm_up(&mut self) -> Result<()> {
-        if !self.device.compiles_kernels() || self.has_work() {
+        let is_fresh = self.pages.num_free() == self.pages.num_pages();
+        if !self.device.compiles_kernels() || self.has_work() || !is_fresh {
             return Ok(());
         }
         let room = self.pages.num_pages() * self.kv.config.page_size;
