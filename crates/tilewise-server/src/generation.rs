@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tilewise_engine::tokenizer::{Piece, TextStream};
 use tilewise_engine::worker::{Update, Updates};
-use tilewise_engine::{Event, FinishReason, Logprobs, NotFinite};
+use tilewise_engine::{CachedTokens, Event, FinishReason, Logprobs, NotFinite};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
@@ -99,7 +99,8 @@ pub(crate) struct Generation {
     abortable: Option<Abortable>,
     pub(crate) prompt: Vec<u32>,
     pub(crate) completion_tokens: usize,
-    pub(crate) cached_tokens: usize,
+    /// Tokens of the prompt that were not computed; known at the end.
+    pub(crate) cached: CachedTokens,
     started: Instant,
     /// The HTTP request that it answers, for the log.
     request: Current,
@@ -163,7 +164,7 @@ impl Generation {
             abortable: Some(app.abortable(name.to_owned())),
             prompt,
             completion_tokens: 0,
-            cached_tokens: 0,
+            cached: CachedTokens::default(),
             started: Instant::now(),
             request: Current::get(),
             first_token: None,
@@ -246,8 +247,10 @@ impl Generation {
             Update::Event(Event::Token { index, id, logprob, top_logprobs, .. }) => {
                 self.token(index, Token { id, logprob, top_logprobs })
             }
-            Update::Event(Event::Finished { index, reason, cached_tokens, .. }) => {
-                self.cached_tokens = self.cached_tokens.max(cached_tokens);
+            Update::Event(Event::Finished { index, reason, cached_from, .. }) => {
+                if cached_from.total() > self.cached.total() {
+                    self.cached = cached_from;
+                }
                 self.end(index, reason)
             }
             Update::Event(Event::PromptLogprobs { logprobs, .. }) => {
@@ -309,7 +312,7 @@ impl Generation {
         self.news.push_back(News::End { index, text, end });
         if self.completions.iter().all(Option::is_none) {
             self.outcome = "done";
-            self.app.metrics.request_done(self.started, self.prompt.len(), self.cached_tokens);
+            self.app.metrics.request_done(self.started, self.prompt.len(), self.cached);
         }
         Ok(())
     }
@@ -318,8 +321,10 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         let duration = self.elapsed();
-        let Self { outcome, completion_tokens, cached_tokens, .. } = *self;
+        let Self { outcome, completion_tokens, .. } = *self;
         let (request, prompt_tokens) = (&self.request.name, self.prompt.len());
+        let cached_tokens = self.cached.total();
+        self.request.usage.add(prompt_tokens, completion_tokens, cached_tokens, outcome == "failed");
         let milliseconds = duration.as_secs_f64() * 1e3;
         tracing::info!(
             request,
@@ -403,7 +408,7 @@ impl Batch {
         crate::fields::Usage::new(
             sum(|generation| generation.prompt.len()),
             sum(|generation| generation.completion_tokens),
-            sum(|generation| generation.cached_tokens),
+            sum(|generation| generation.cached.total()),
         )
     }
 }

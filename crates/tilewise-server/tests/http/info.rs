@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use tilewise_engine::KvBudget;
+use tilewise_engine::cache::tiers::TierConfig;
+
 use crate::common::{server, start};
 
 #[test]
@@ -71,6 +74,29 @@ fn metrics_count_what_was_served_in_the_names_of_both_engines() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
+}
+
+#[test]
+fn metrics_say_which_tier_had_the_tokens_of_a_prompt() {
+    let server = start(|_, engine| {
+        engine.tiers = vec![TierConfig::Host { bytes: 64 << 20 }];
+        engine.kv = KvBudget::Tokens(2048);
+    });
+    let body = json!({ "prompt": (500..1100).collect::<Vec<u32>>(), "max_tokens": 1 });
+    let cached =
+        || server.ask("/v1/completions", &body)["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    assert_eq!(cached(), 0);
+    let on_the_device = cached().as_u64().unwrap();
+    assert_eq!(server.send("POST", "/flush_cache", &[], b"").status, 200);
+    // Two chunks of 256 tokens.
+    assert_eq!(cached(), 512);
+    let text = server.get("/metrics").text();
+    let tokens = |tier: &str| {
+        let name = format!("tilewise:cached_tokens_total{{model_name=\"demo\",tier=\"{tier}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_else(|| panic!("{name}\n{text}"))
+    };
+    assert_eq!(tokens("device"), on_the_device.to_string());
+    assert_eq!(["host", "disk", "resp", "object"].map(tokens), ["512", "0", "0", "0"]);
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl Answer {
             }
         }
         if let Some(end) = &end {
-            info.cached_tokens = generation.cached_tokens;
+            info.cached_tokens = generation.cached.total();
             info.finish_reason = Some(EndReason::of(end, info.completion_tokens));
         }
         (end.is_some() || !text.is_empty() || self.style.is_some()).then_some(at)
