@@ -136,7 +136,7 @@ impl Engine {
             pages: PagePool::new(kv.config.num_pages),
             scheduler,
             sampler: Sampler::default(),
-            grammars: Grammars::new(source.clone()),
+            grammars: Grammars::default(),
             speculator: speculation.map(|speculation| Speculator::new(speculation.clone(), drafter)),
             limits,
             source: source.clone(),
@@ -158,9 +158,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
-    /// never run, [`crate::Error::Grammar`] for a grammar that cannot be compiled, and [`crate::Error::Unsupported`] or
-    /// [`crate::Error::File`] if the model's tokenizer cannot serve one. With tiers, [`crate::Error::Value`] for a salt that
-    /// their keys cannot carry.
+    /// never run. With tiers, [`crate::Error::Value`] for a salt that their keys cannot carry.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
@@ -170,12 +168,10 @@ impl Engine {
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }
-        let grammar = request.grammar.as_ref();
-        let matcher = grammar.map(|grammar| self.grammars.compile(grammar, config)).transpose()?;
-        let n = request.n;
+        let (n, grammar) = (request.n, request.grammar.take());
         let name = self.scheduler.submit(request, &self.pages)?;
-        if let Some(matcher) = matcher {
-            self.grammars.insert(name, n, &matcher);
+        if let Some(grammar) = grammar {
+            self.grammars.insert(name, n, &grammar);
         }
         Ok(name)
     }

@@ -3,7 +3,7 @@
 use tilewise::{Logprobs, LogprobsOf, NotFinite};
 
 use crate::cache::tiers::Source;
-use crate::{Error, Grammar, Result};
+use crate::{CompiledGrammar, Error, Result};
 
 /// Names a request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,7 +120,7 @@ impl SamplingParams {
 pub const MAX_COMPLETIONS: usize = 128;
 
 /// A prompt and how to continue it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct GenerateRequest {
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
@@ -137,7 +137,7 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// What the text has to obey. It ends where the grammar does: by an end-of-text token where more could come, or with
     /// [`FinishReason::Grammar`] where nothing can.
-    pub grammar: Option<Grammar>,
+    pub grammar: Option<CompiledGrammar>,
     /// Whether the logprob of each token of the prompt but the first is told, beside those of this many most probable
     /// tokens in its place; at most 20. The whole prompt is computed then, cached or not.
     pub prompt_logprobs: Option<usize>,
@@ -178,6 +178,10 @@ impl GenerateRequest {
         }
         if let Some(top) = self.prompt_logprobs.filter(|&top| top > LogprobsOf::MOST as usize) {
             return Err(Error::value("prompt_logprobs", "at most 20", top));
+        }
+        if let Some(grammar) = self.grammar.as_ref().filter(|grammar| grammar.vocab_size() != vocab_size) {
+            let expected = format!("compiled for {vocab_size} tokens");
+            return Err(Error::value("grammar", expected, grammar.vocab_size()));
         }
         let biased = self.sampling.logit_bias.iter().map(|(token, _)| token);
         match self.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab_size) {

@@ -3,12 +3,15 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use common::{Outcome, gpus, open, open_on, run_all, run_completions, run_one, small};
 use serde_json::{Value, json};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::Tokenizer;
-use tilewise_engine::{Engine, Error, FinishReason, GenerateRequest, Grammar, SamplingParams};
+use tilewise_engine::{
+    Engine, Error, FinishReason, GenerateRequest, Grammar, GrammarCompiler, SamplingParams,
+};
 
 fn demo() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
@@ -21,8 +24,13 @@ fn tokenizer() -> Tokenizer {
 fn request(seed: u64, max_new_tokens: usize, grammar: Grammar) -> GenerateRequest {
     let mut request = GenerateRequest::new(tokenizer().encode("x = ", true).unwrap(), max_new_tokens);
     request.sampling = SamplingParams { temperature: 1.0, seed, ..SamplingParams::default() };
-    request.grammar = Some(grammar);
+    request.grammar = Some(compiler().compile(&grammar).unwrap());
     request
+}
+
+fn compiler() -> &'static GrammarCompiler {
+    static COMPILER: OnceLock<GrammarCompiler> = OnceLock::new();
+    COMPILER.get_or_init(|| GrammarCompiler::new(&ModelSource::Folder(demo())))
 }
 
 /// Whether the request ended because its text is complete.
@@ -192,8 +200,7 @@ fn preemption_keeps_the_place_in_the_grammar() {
 }
 
 #[test]
-fn a_grammar_that_cannot_be_compiled_is_refused_and_nothing_is_queued() {
-    let mut engine = open(&demo(), &small()).unwrap();
+fn a_grammar_that_cannot_be_compiled_is_refused() {
     for bad in [
         Grammar::Regex("(".to_owned()),
         Grammar::Lark("start: missing".to_owned()),
@@ -202,9 +209,19 @@ fn a_grammar_that_cannot_be_compiled_is_refused_and_nothing_is_queued() {
         Grammar::JsonSchema(json!({ "$ref": "#/nowhere" })),
     ] {
         let what = format!("{bad:?}");
-        let error = engine.submit(request(0, 5, bad)).err().unwrap_or_else(|| panic!("{what} is taken"));
+        let error = compiler().compile(&bad).err().unwrap_or_else(|| panic!("{what} is taken"));
         assert!(matches!(error, Error::Grammar(_)), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_grammar_of_another_models_tokens_is_refused_and_nothing_is_queued() {
+    let folder = common::model_folder(&common::tiny_config(), safetensors::tensor::Dtype::F32);
+    let mut engine = open(folder.path(), &small()).unwrap();
+    let mut request = request(0, 5, Grammar::Regex("a".to_owned()));
+    request.prompt = vec![1];
+    let error = engine.submit(request).unwrap_err();
+    assert!(matches!(error, Error::Value { name: "grammar", .. }), "{error}");
     assert!(!engine.has_work());
 }
 
@@ -222,10 +239,7 @@ fn the_end_of_text_ends_a_grammar_even_where_it_is_ignored() {
 #[test]
 fn a_model_without_a_tokenizer_refuses_grammars_by_name() {
     let folder = common::model_folder(&common::tiny_config(), safetensors::tensor::Dtype::F32);
-    let mut engine = open(folder.path(), &small()).unwrap();
-    let mut request = GenerateRequest::new(vec![1], 5);
-    request.grammar = Some(Grammar::Regex("a".to_owned()));
-    let error = engine.submit(request).unwrap_err().to_string();
+    let compiler = GrammarCompiler::new(&ModelSource::Folder(folder.path().to_owned()));
+    let error = compiler.compile(&Grammar::Regex("a".to_owned())).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json"), "{error}");
-    assert!(!engine.has_work());
 }

@@ -13,7 +13,6 @@ use answer::{ChatChoice, ChatLogprobs, ChunkChoice, Delta, FunctionDelta, ToolCa
 pub(crate) use answer::{ChatChunk, ChatCompletion};
 pub(crate) use request::ChatRequest;
 
-use super::blocking;
 use crate::body::{Json, json};
 use crate::calls::CallPart;
 use crate::error::ApiError;
@@ -23,7 +22,7 @@ use crate::parsers::{OutputReader, Parsed};
 use crate::prompt::{check_length, encode};
 use crate::sampling::Ask;
 use crate::sse::{self, Events};
-use crate::state::{App, now};
+use crate::state::{App, blocking, now};
 use crate::tools::Tools;
 
 /// Continues a conversation.

@@ -13,14 +13,13 @@ pub(crate) use answer::Generated;
 use answer::{EndReason, LogprobStyle, MetaInfo};
 pub(crate) use request::{GenerateRequest, TokenIds};
 
-use super::blocking;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
 use crate::generation::{Batch, Generation, News};
 use crate::prompt::OnePrompt;
 use crate::sse::{self, Events};
-use crate::state::App;
+use crate::state::{App, blocking};
 
 /// Continues a text or tokens.
 #[utoipa::path(
