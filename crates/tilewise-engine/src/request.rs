@@ -33,7 +33,7 @@ pub struct SamplingParams {
     /// Selects the random stream. The same seed gives the same text in any batch.
     pub seed: u64,
     /// Divides the logits above zero, and multiplies the others, of tokens that the prompt or the output has; 1 changes
-    /// nothing (Keskar et al. 2019).
+    /// nothing (Keskar et al. 2019); from 0.01 to 100, beyond which a logit may become infinite.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that the output has; from -2 to 2, 0 changes nothing.
     pub presence_penalty: f32,
@@ -85,8 +85,8 @@ impl SamplingParams {
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(Error::value("min_p", "from 0 to 1", self.min_p));
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return Err(Error::value("repetition_penalty", "finite and above 0", self.repetition_penalty));
+        if !(0.01..=100.0).contains(&self.repetition_penalty) {
+            return Err(Error::value("repetition_penalty", "from 0.01 to 100", self.repetition_penalty));
         }
         let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
         for (name, penalty) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {

@@ -138,6 +138,34 @@ fn the_description_names_every_endpoint_and_its_errors() {
     }
 }
 
+#[test]
+fn the_description_says_where_the_bounds_of_this_model_are() {
+    let description = server().get("/openapi.json").json();
+    for (place, bound) in [
+        ("CompletionRequest/required", json!(["prompt"])),
+        ("CompletionRequest/properties/max_tokens/maximum", json!(1023)),
+        ("CompletionRequest/properties/stop/anyOf/1/minLength", json!(1)),
+        ("CompletionRequest/properties/stop/anyOf/2/maxItems", json!(64)),
+        ("CompletionRequest/properties/logit_bias/additionalProperties/maximum", json!(100)),
+        ("SamplingParams/properties/max_new_tokens/maximum", json!(1023)),
+        ("Prompt/anyOf/1/items/maximum", json!(4095)),
+        ("Prompt/anyOf/2/maxItems", json!(128)),
+        ("ChatRequest/properties/model/enum/0", json!("demo")),
+        ("AbortRequest/oneOf/0/properties/rid/minLength", json!(1)),
+    ] {
+        let found = description.pointer(&format!("/components/schemas/{place}"));
+        assert_eq!(found, Some(&bound), "{place}");
+    }
+    let path = "/v1/completions";
+    server().ask(path, &json!({ "prompt": [4095], "max_tokens": 1, "stop": vec!["x"; 64] }));
+    server().refused(path, &json!({ "prompt": [4096] }), "prompt");
+    server().refused(path, &json!({ "prompt": [4095], "max_tokens": 1024 }), "prompt");
+    server().refused(path, &json!({ "prompt": "x", "stop": vec!["x"; 65] }), "stop");
+    server().refused(path, &json!({ "prompt": "x", "repetition_penalty": 1e-3 }), "repetition_penalty");
+    server().refused("/abort_request", &json!({ "rid": "" }), "rid");
+    server().refused("/abort_request", &json!({ "rid": "x", "abort_all": true }), "rid");
+}
+
 /// Names of schemas that are referred to.
 fn references(value: &Value, named: &mut BTreeSet<String>) {
     match value {
