@@ -6,11 +6,13 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::small;
+use common::{gpus, model_folder, open_on, run_all, small, tiny_config};
+use safetensors::tensor::Dtype;
+use serde_json::json;
 use tilewise::backend::gpu::GpuDevice;
 use tilewise::{Counts, Device};
 use tilewise_engine::model::ModelSource;
-use tilewise_engine::{Engine, GenerateRequest};
+use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, GenerateRequest, Speculation};
 
 /// Per layer: four products, which norm few rows themselves, the heads' norms, rotation and storing, attention with its
 /// merge, and the activation; then embedding, the logits and the sampling.
@@ -22,6 +24,7 @@ fn difference(after: Counts, before: Counts) -> Counts {
         launches: after.launches - before.launches,
         submissions: after.submissions - before.submissions,
         downloads: after.downloads - before.downloads,
+        kernels: after.kernels - before.kernels,
     }
 }
 
@@ -58,4 +61,29 @@ fn a_decode_step_has_few_launches_and_one_read() {
     engine.step_observed(|_, logits| shown = logits.len()).unwrap();
     assert_eq!(shown, 2 * engine.config().vocab_size);
     assert_eq!(difference(device.counts().unwrap(), before).downloads, 2, "the logits, and the tokens");
+}
+
+#[test]
+fn no_request_waits_for_a_kernel_of_the_model_or_its_drafts_once_an_engine_is_warm() {
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    // Of other sizes, so that it has kernels of its own.
+    let mut config = tiny_config();
+    (config["hidden_size"], config["head_dim"]) = (json!(96), json!(16));
+    let draft = model_folder(&config, Dtype::F32);
+    let speculation = Some(Speculation {
+        drafter: Drafter::Model(ModelSource::Folder(draft.path().to_owned())),
+        max_drafts: 3,
+        length: DraftLength::Fixed,
+        branches: 1,
+    });
+    for gpu in gpus() {
+        let config = EngineConfig { speculation: speculation.clone(), max_running: 4, ..small() };
+        let mut engine = open_on(&gpu.device, folder.path(), &config).unwrap();
+        engine.warm_up().unwrap();
+        let warm = gpu.device.counts().unwrap().kernels;
+        let request = |first: u32| GenerateRequest::new((first..first + 40).collect(), 12);
+        run_all(&mut engine, &[request(1), request(50), request(80)]);
+        assert!(engine.stats().speculation.drafted > 0, "{}", gpu.name);
+        assert_eq!(gpu.device.counts().unwrap().kernels, warm, "{}", gpu.name);
+    }
 }

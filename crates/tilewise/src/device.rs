@@ -127,6 +127,8 @@ pub struct Counts {
     pub submissions: u64,
     /// Results read back to the host.
     pub downloads: u64,
+    /// Kernels compiled.
+    pub kernels: u64,
 }
 
 /// A device that runs transformer layers.

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::cache::PageId;
 use crate::model::{Forward, Model};
 use crate::sampler::draw;
-use crate::scheduler::{BatchPlan, Scheduler};
+use crate::scheduler::{BatchPlan, ScheduledSequence, Scheduler};
 
 /// A model that guesses what a larger one draws.
 pub(crate) struct DraftModel {
@@ -183,16 +183,35 @@ impl DraftModel {
             copies: Vec::new(),
             sequences: Vec::new(),
         };
+        self.compute(device, &batch, &draws)
+    }
+
+    /// Runs a batch whose drafts nobody gets, so that its kernels are compiled.
+    ///
+    /// # Errors
+    /// What the device's operations return.
+    pub(crate) fn run_unseen(&mut self, device: &dyn Device, batch: &BatchPlan) -> Result<()> {
+        let draw = |scheduled: &ScheduledSequence| {
+            let params = scheduled.sampling.as_ref()?;
+            Some(Draw { logprob: false, ..draw(params, scheduled.next_position) })
+        };
+        let draws: Vec<Draw> = batch.sequences.iter().filter_map(draw).collect();
+        self.compute(device, batch, &draws)?;
+        Ok(())
+    }
+
+    /// Computes a batch and draws from its rows of logits.
+    fn compute(&mut self, device: &dyn Device, batch: &BatchPlan, draws: &[Draw]) -> Result<Vec<u32>> {
         let plan = |params| device.plan_attention(params, &batch.layout, None);
         let plans: Vec<_> = self.attention.iter().map(plan).collect::<tilewise::Result<_>>()?;
-        let mut forward = Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv };
+        let mut forward = Forward { device, batch, plans: &plans, kv: &mut self.kv };
         self.model.forward(&mut forward)?;
         if draws.is_empty() {
             return Ok(Vec::new());
         }
         let logits = self.model.logits(device, &batch.logits_rows)?;
         // A draft that cannot be drawn is no error: any token will do, and the large model draws its own.
-        let drawn = device.sample(logits, &draws)?.into_iter();
+        let drawn = device.sample(logits, draws)?.into_iter();
         Ok(drawn.map(|drawn| drawn.map_or(0, |sampled| sampled.id)).collect())
     }
 }
