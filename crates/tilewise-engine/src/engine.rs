@@ -22,7 +22,7 @@ use crate::cache::prefix::PrefixStats;
 use crate::cache::tiers::TierConfig;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
-use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
+use crate::model::{Forward, Model, ModelConfig, ModelSource, Progress};
 use crate::sampler::{Drawn, Sampler};
 use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig, SwapStats};
 use crate::speculate::{SpeculationStats, Speculator, max_step_drafts};
@@ -90,9 +90,6 @@ impl Engine {
     ) -> Result<Self> {
         config.validate()?;
         let tiers = config.tiers.iter().map(TierConfig::open).collect::<Result<Vec<_>>>()?;
-        let sizes = source.config()?;
-        let weights = source.weights()?;
-        let dtype = weight_dtype(config, &weights, &sizes);
         let max_running = config.max_running.min(config.max_batch_tokens);
         let speculation = config.speculation.as_ref();
         let max_drafts = speculation.map_or(0, |speculation| max_step_drafts(speculation, max_running));
@@ -227,7 +224,13 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.fill(device, &self.scheduler, &mut batch)?;
         }
-        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        self.model.forward(&mut Forward {
+            device,
+            batch: &batch,
+            ids: None,
+            plans: &plans,
+            kv: &mut self.kv,
+        })?;
         let mut events = score_prompts(device, &mut *self.model, &batch, self.limits.max_logits_rows)?;
         let logits = self.model.logits(device, &batch.logits_rows)?;
         look(device, &batch, logits)?;

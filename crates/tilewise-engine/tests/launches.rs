@@ -87,3 +87,40 @@ fn no_request_waits_for_a_kernel_of_the_model_or_its_drafts_once_an_engine_is_wa
         assert_eq!(gpu.device.counts().unwrap().kernels, warm, "{}", gpu.name);
     }
 }
+
+#[test]
+fn drafts_follow_one_another_on_a_gpu_and_are_read_once() {
+    let folder = model_folder(&tiny_config(), Dtype::F32);
+    let speculation = Some(Speculation {
+        drafter: Drafter::Model(ModelSource::Folder(folder.path().to_owned())),
+        max_drafts: 4,
+        length: DraftLength::Fixed,
+        branches: 1,
+    });
+    for gpu in gpus() {
+        let mut engine = open_on(
+            &gpu.device,
+            folder.path(),
+            &EngineConfig { speculation: speculation.clone(), ..small() },
+        )
+        .unwrap();
+        // One ends sooner, so that it wants fewer drafts than the other in its last step.
+        for (length, new_tokens) in [(7, 21), (30, 13)] {
+            let mut request = GenerateRequest::new((5..5 + length).collect(), new_tokens);
+            request.ignore_eos = true;
+            engine.submit(request).unwrap();
+        }
+        engine.step().unwrap();
+        let mut steps = 0;
+        while engine.has_work() {
+            let before = gpu.device.counts().unwrap();
+            engine.step().unwrap();
+            let asked = difference(gpu.device.counts().unwrap(), before);
+            assert_eq!(asked.downloads, 2, "{}: the drafts, and the tokens", gpu.name);
+            steps += 1;
+        }
+        let stats = engine.stats().speculation;
+        println!("{}: {steps} steps, {stats:?}", gpu.name);
+        assert!(stats.drafted > 16 && stats.accepted == stats.drafted, "a model guesses itself: {stats:?}");
+    }
+}

@@ -40,7 +40,13 @@ impl Engine {
         let batch = unseen(lengths, self.kv.config.page_size, self.pages.num_pages());
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
-        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        self.model.forward(&mut Forward {
+            device,
+            batch: &batch,
+            ids: None,
+            plans: &plans,
+            kv: &mut self.kv,
+        })?;
         let logits = self.model.logits(device, &batch.logits_rows)?;
         self.sampler.sample(device, logits, &batch, &AllowedTokens::default())?;
         Ok(())
