@@ -320,7 +320,9 @@ mod tests {
     const ARGUMENTS: &str = "{\"b\": 1, \"a\": \"ü</\"}";
 
     /// A text, what of it is no call, the calls, and whether there are any and all are whole.
-    fn cases() -> Vec<(String, &'static str, Vec<(&'static str, &'static str)>, bool)> {
+    type Case = (String, &'static str, Vec<(&'static str, &'static str)>, bool);
+
+    fn cases() -> Vec<Case> {
         let case = |text: &str, rest, calls, is_whole| (text.to_owned(), rest, calls, is_whole);
         vec![
             case("no call < at <tool all", "no call < at <tool all", vec![], false),
