@@ -113,10 +113,12 @@ fn drafts_follow_one_another_on_a_gpu_and_are_read_once() {
         engine.step().unwrap();
         let mut steps = 0;
         while engine.has_work() {
-            let before = gpu.device.counts().unwrap();
+            let (before, drafted) = (gpu.device.counts().unwrap(), engine.stats().speculation.drafted);
             engine.step().unwrap();
             let asked = difference(gpu.device.counts().unwrap(), before);
-            assert_eq!(asked.downloads, 2, "{}: the drafts, and the tokens", gpu.name);
+            // The drafts, if there were any, and the tokens.
+            let reads = 1 + u64::from(engine.stats().speculation.drafted > drafted);
+            assert_eq!(asked.downloads, reads, "{}", gpu.name);
             steps += 1;
         }
         let stats = engine.stats().speculation;
