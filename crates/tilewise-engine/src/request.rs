@@ -33,7 +33,7 @@ pub struct SamplingParams {
     /// Selects the random stream. The same seed gives the same text in any batch.
     pub seed: u64,
     /// Divides the logits above zero, and multiplies the others, of tokens that the prompt or the output has; 1 changes
-    /// nothing (Keskar et al. 2019); from 0.01 to 100, beyond which a logit may become infinite.
+    /// nothing (Keskar et al. 2019); from a millionth to a million, so that no logit becomes infinite.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that the output has; from -2 to 2, 0 changes nothing.
     pub presence_penalty: f32,
@@ -85,8 +85,12 @@ impl SamplingParams {
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(Error::value("min_p", "from 0 to 1", self.min_p));
         }
-        if !(0.01..=100.0).contains(&self.repetition_penalty) {
-            return Err(Error::value("repetition_penalty", "from 0.01 to 100", self.repetition_penalty));
+        if !(1e-6..=1e6).contains(&self.repetition_penalty) {
+            return Err(Error::value(
+                "repetition_penalty",
+                "from 0.000001 to 1000000",
+                self.repetition_penalty,
+            ));
         }
         let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
         for (name, penalty) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {

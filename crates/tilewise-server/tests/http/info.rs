@@ -161,7 +161,7 @@ fn the_description_says_where_the_bounds_of_this_model_are() {
     server().refused(path, &json!({ "prompt": [4096] }), "prompt");
     server().refused(path, &json!({ "prompt": [4095], "max_tokens": 1024 }), "prompt");
     server().refused(path, &json!({ "prompt": "x", "stop": vec!["x"; 65] }), "stop");
-    server().refused(path, &json!({ "prompt": "x", "repetition_penalty": 1e-3 }), "repetition_penalty");
+    server().refused(path, &json!({ "prompt": "x", "repetition_penalty": 1e-7 }), "repetition_penalty");
     server().refused("/abort_request", &json!({ "rid": "" }), "rid");
     server().refused("/abort_request", &json!({ "rid": "x", "abort_all": true }), "rid");
 }

@@ -53,7 +53,7 @@ pub(crate) struct ChatRequest {
     presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
-    #[schema(minimum = 0.01, maximum = 100)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     /// Added to the logits of tokens, by their ids.
     logit_bias: Option<BTreeMap<String, f32>>,

@@ -97,7 +97,7 @@ pub(crate) struct SamplingParams {
     presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
-    #[schema(minimum = 0.01, maximum = 100)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     #[schema(minimum = 1, maximum = 128)]
     n: Option<u64>,

@@ -42,7 +42,7 @@ pub(crate) struct ResponsesRequest {
     top_k: Option<i64>,
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
-    #[schema(minimum = 0.01, maximum = 100)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     /// Taken and not used.
     user: Option<String>,
