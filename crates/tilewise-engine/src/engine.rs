@@ -1,5 +1,6 @@
 //! One step: schedule, run, sample.
 
+mod load;
 mod pace;
 mod swap;
 mod tiered;
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use load::{Loaded, load_models};
 use pace::Pace;
 use swap::HostPages;
 use tiered::Tiered;
@@ -20,13 +22,11 @@ use crate::cache::prefix::PrefixStats;
 use crate::cache::tiers::TierConfig;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
-use crate::model::{Forward, Loader, Model, ModelConfig, ModelSource, Progress, Weights};
+use crate::model::{Forward, Model, ModelConfig, ModelSource, Progress};
 use crate::sampler::{Drawn, Sampler};
 use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig, SwapStats};
-use crate::speculate::{DraftModel, SpeculationStats, Speculator, max_step_drafts};
-use crate::{
-    Drafter, EngineConfig, Error, Event, FinishReason, GenerateRequest, KvBudget, RequestId, Result,
-};
+use crate::speculate::{SpeculationStats, Speculator, max_step_drafts};
+use crate::{EngineConfig, Event, FinishReason, GenerateRequest, RequestId, Result};
 
 /// A model, its cache and its queue, on one device.
 pub struct Engine {
@@ -90,9 +90,6 @@ impl Engine {
     ) -> Result<Self> {
         config.validate()?;
         let tiers = config.tiers.iter().map(TierConfig::open).collect::<Result<Vec<_>>>()?;
-        let sizes = source.config()?;
-        let weights = source.weights()?;
-        let dtype = weight_dtype(config, &weights, &sizes);
         let max_running = config.max_running.min(config.max_batch_tokens);
         let speculation = config.speculation.as_ref();
         let max_drafts = speculation.map_or(0, |speculation| max_step_drafts(speculation, max_running));
@@ -101,27 +98,12 @@ impl Engine {
             // Completions that begin have rows and no tokens: the tokens of a batch do not limit its rows.
             max_logits_rows: max_running + max_drafts,
         };
-        let model = load(&*device, &sizes, &weights, dtype, limits, report)?;
-        drop(weights);
-        let drafter = match speculation.map(|speculation| &speculation.drafter) {
-            Some(Drafter::Model(source)) => {
-                Some(load_drafter(&*device, source, &sizes, config, limits, report)?)
-            }
-            Some(Drafter::PromptLookup) | None => None,
-        };
-        let mut models = vec![(&sizes, dtype)];
-        models.extend(drafter.as_ref().map(|(model, dtype)| (model.config(), *dtype)));
-        let shapes = size_kv(&*device, config, &models)?;
-        let mut caches =
-            shapes.iter().map(|shape| device.alloc_kv(shape)).collect::<tilewise::Result<Vec<_>>>()?;
-        let kv = caches.remove(0);
-        let drafter = drafter.zip(caches.pop());
-        let drafter = drafter.map(|((model, _), kv)| DraftModel::new(model, kv, config.max_batch_tokens));
+        let Loaded { model, dtype, kv, drafter } = load_models(&*device, source, config, limits, report)?;
         let mut scheduler = Scheduler::new(SchedulerConfig {
             max_batch_tokens: config.max_batch_tokens,
             max_running,
             page_size: config.page_size,
-            max_context: sizes.max_positions,
+            max_context: model.config().max_positions,
             max_drafts,
             priority: config.priority,
             prefix_cache: config.prefix_cache,
@@ -136,7 +118,7 @@ impl Engine {
             pages: PagePool::new(kv.config.num_pages),
             scheduler,
             sampler: Sampler::default(),
-            grammars: Grammars::new(source.clone()),
+            grammars: Grammars::default(),
             speculator: speculation.map(|speculation| Speculator::new(speculation.clone(), drafter)),
             limits,
             source: source.clone(),
@@ -158,9 +140,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
-    /// never run, [`crate::Error::Grammar`] for a grammar that cannot be compiled, and [`crate::Error::Unsupported`] or
-    /// [`crate::Error::File`] if the model's tokenizer cannot serve one. With tiers, [`crate::Error::Value`] for a salt that
-    /// their keys cannot carry.
+    /// never run. With tiers, [`crate::Error::Value`] for a salt that their keys cannot carry.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
@@ -170,12 +150,10 @@ impl Engine {
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }
-        let grammar = request.grammar.as_ref();
-        let matcher = grammar.map(|grammar| self.grammars.compile(grammar, config)).transpose()?;
-        let n = request.n;
+        let (n, grammar) = (request.n, request.grammar.take());
         let name = self.scheduler.submit(request, &self.pages)?;
-        if let Some(matcher) = matcher {
-            self.grammars.insert(name, n, &matcher);
+        if let Some(grammar) = grammar {
+            self.grammars.insert(name, n, &grammar);
         }
         Ok(name)
     }
@@ -246,7 +224,13 @@ impl Engine {
         if let Some(speculator) = &mut self.speculator {
             speculator.fill(device, &self.scheduler, &mut batch)?;
         }
-        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        self.model.forward(&mut Forward {
+            device,
+            batch: &batch,
+            ids: None,
+            plans: &plans,
+            kv: &mut self.kv,
+        })?;
         let mut events = score_prompts(device, &mut *self.model, &batch, self.limits.max_logits_rows)?;
         let logits = self.model.logits(device, &batch.logits_rows)?;
         look(device, &batch, logits)?;
@@ -385,78 +369,4 @@ fn score_prompts(
         events.push(Event::PromptLogprobs { request: sequence.request, position: scores.position, logprobs });
     }
     Ok(events)
-}
-
-fn load(
-    device: &dyn Device,
-    sizes: &ModelConfig,
-    weights: &Weights,
-    dtype: DType,
-    limits: Limits,
-    report: &mut dyn FnMut(Progress),
-) -> Result<Box<dyn Model>> {
-    let total = match weights.total_bytes() {
-        0 => sizes.num_parameters() * DType::Bf16.size(),
-        total => total,
-    };
-    let mut loader = Loader::new(weights, device, dtype, total, report);
-    (sizes.family.load)(sizes, &mut loader, device, limits)
-}
-
-/// The model that makes drafts, and the type of its weights.
-fn load_drafter(
-    device: &dyn Device,
-    source: &ModelSource,
-    target: &ModelConfig,
-    config: &EngineConfig,
-    limits: Limits,
-    report: &mut dyn FnMut(Progress),
-) -> Result<(Box<dyn Model>, DType)> {
-    let sizes = source.config()?;
-    if sizes.vocab_size != target.vocab_size {
-        let why = format!("it has {} tokens, the model {}", sizes.vocab_size, target.vocab_size);
-        return Err(Error::unsupported("a draft model of another vocabulary", why));
-    }
-    let weights = source.weights()?;
-    let dtype = weight_dtype(config, &weights, &sizes);
-    Ok((load(device, &sizes, &weights, dtype, limits, report)?, dtype))
-}
-
-fn weight_dtype(config: &EngineConfig, weights: &Weights, sizes: &ModelConfig) -> DType {
-    config.dtype.or(weights.dtype()).or(sizes.dtype).unwrap_or(DType::F32)
-}
-
-/// The shapes of the caches of a model and of the one that makes its drafts, under the same page numbers: as many pages as
-/// the budget allows, and at least one.
-fn size_kv(
-    device: &dyn Device,
-    config: &EngineConfig,
-    models: &[(&ModelConfig, DType)],
-) -> Result<Vec<KvCacheConfig>> {
-    let shape = |&(sizes, dtype): &(&ModelConfig, DType)| KvCacheConfig {
-        num_layers: sizes.num_layers,
-        num_pages: 1,
-        page_size: config.page_size,
-        num_kv_heads: sizes.num_kv_heads,
-        head_dim: sizes.head_dim,
-        value_dim: sizes.head_dim,
-        dtype: config.kv_dtype.unwrap_or(dtype),
-    };
-    let mut shapes: Vec<KvCacheConfig> = models.iter().map(shape).collect();
-    shapes.iter().try_for_each(KvCacheConfig::validate)?;
-    let page_bytes: usize = shapes.iter().map(KvCacheConfig::page_bytes).sum();
-    let num_pages = match config.kv {
-        KvBudget::Tokens(tokens) => tokens.div_ceil(config.page_size),
-        KvBudget::Bytes(bytes) => bytes / page_bytes,
-        KvBudget::Fraction(share) => {
-            let weights = models.iter().map(|(sizes, dtype)| sizes.num_parameters() * dtype.size()).sum();
-            let left = device.caps().memory.saturating_sub(weights) as f64;
-            let context = models.first().map_or(0, |(sizes, _)| sizes.max_positions);
-            let contexts = config.max_running.saturating_mul(context.div_ceil(config.page_size));
-            ((left * share) as usize / page_bytes).min(contexts)
-        }
-    };
-    let num_pages = num_pages.clamp(1, u32::MAX as usize);
-    shapes.iter_mut().for_each(|shape| shape.num_pages = num_pages);
-    Ok(shapes)
 }

@@ -1,16 +1,17 @@
-//! Texts that obey a grammar: which tokens may come next.
+//! Texts that obey a grammar: which tokens may come next. Grammars are compiled on any thread and followed in the engine.
 //!
 //! The matching is llguidance's: an Earley parser over lexemes whose regular expressions are derivatives, walked along the
 //! trie of the vocabulary.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 
-use crate::model::{ModelConfig, ModelSource};
+use crate::model::ModelSource;
 use crate::scheduler::BatchPlan;
 use crate::{Error, FinishReason, RequestId, Result};
 
@@ -53,32 +54,47 @@ impl AllowedTokens {
     }
 }
 
-/// A request and which of its completions.
-type Completion = (RequestId, usize);
-
-/// Where the texts of all requests with a grammar are.
-pub(crate) struct Grammars {
+/// Compiles grammars for the tokens of a model. That may take seconds, so it is done apart from the engine, which all
+/// requests share, on any thread.
+pub struct GrammarCompiler {
     source: ModelSource,
-    /// Made for the first request with a grammar: it takes a pass over the vocabulary.
-    factory: Option<ParserFactory>,
-    matchers: HashMap<Completion, Matcher>,
+    /// Made for the first grammar: it takes a pass over the vocabulary.
+    factory: Mutex<Option<Arc<ParserFactory>>>,
 }
 
-impl Grammars {
-    pub(crate) fn new(source: ModelSource) -> Self {
-        Self { source, factory: None, matchers: HashMap::new() }
+/// A grammar that texts of a model can follow; clones are the same one.
+#[derive(Clone)]
+pub struct CompiledGrammar {
+    start: Arc<Matcher>,
+    vocab_size: usize,
+}
+
+impl fmt::Debug for CompiledGrammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompiledGrammar").field("vocab_size", &self.vocab_size).finish_non_exhaustive()
+    }
+}
+
+impl CompiledGrammar {
+    /// Tokens of the model that it was compiled for.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+}
+
+impl GrammarCompiler {
+    /// For the model of `source`, which is opened for the first grammar.
+    pub fn new(source: &ModelSource) -> Self {
+        Self { source: source.clone(), factory: Mutex::default() }
     }
 
-    /// The matcher of a request that is about to be queued.
+    /// What texts follow.
     ///
     /// # Errors
     /// [`Error::Grammar`] for one that cannot be compiled, [`Error::Unsupported`] if the model has no end-of-text token or
     /// a tokenizer whose tokens are no bytes, [`Error::File`] if it has no tokenizer.
-    pub(crate) fn compile(&mut self, grammar: &Grammar, config: &ModelConfig) -> Result<Matcher> {
-        let factory = match &mut self.factory {
-            Some(factory) => factory,
-            none => none.insert(factory(&self.source, config)?),
-        };
+    pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar> {
+        let factory = self.factory()?;
         let top = match grammar {
             Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
@@ -88,13 +104,35 @@ impl Grammars {
         match matcher.get_error() {
             // It shows the place in the grammar, on lines of its own.
             Some(why) => Err(Error::Grammar(sentence(&why))),
-            None => Ok(matcher),
+            None => {
+                let vocab_size = factory.tok_env().tok_trie().vocab_size();
+                Ok(CompiledGrammar { start: Arc::new(matcher), vocab_size })
+            }
         }
     }
 
+    fn factory(&self) -> Result<Arc<ParserFactory>> {
+        let mut made = self.factory.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some(factory) => Ok(factory.clone()),
+            None => Ok(made.insert(Arc::new(factory(&self.source)?)).clone()),
+        }
+    }
+}
+
+/// A request and which of its completions.
+type Completion = (RequestId, usize);
+
+/// Where the texts of all requests with a grammar are.
+#[derive(Default)]
+pub(crate) struct Grammars {
+    matchers: HashMap<Completion, Matcher>,
+}
+
+impl Grammars {
     /// Follows the `n` completions of a request from now on.
-    pub(crate) fn insert(&mut self, request: RequestId, n: usize, matcher: &Matcher) {
-        self.matchers.extend((0..n).map(|index| ((request, index), matcher.deep_clone())));
+    pub(crate) fn insert(&mut self, request: RequestId, n: usize, grammar: &CompiledGrammar) {
+        self.matchers.extend((0..n).map(|index| ((request, index), grammar.start.deep_clone())));
     }
 
     /// Forgets a completion that is over.
@@ -159,8 +197,9 @@ fn sentence(why: &str) -> String {
     words.chars().take(LENGTH).collect()
 }
 
-fn factory(source: &ModelSource, config: &ModelConfig) -> Result<ParserFactory> {
+fn factory(source: &ModelSource) -> Result<ParserFactory> {
     let unsupported = |why: String| Error::unsupported("a grammar", why);
+    let config = source.config()?;
     let vocabulary = source.tokenizer()?.to_json()?;
     let mut words = token_bytes_from_tokenizer_json(&vocabulary).map_err(|e| unsupported(e.to_string()))?;
     // A model may have more rows of logits than its tokenizer has tokens: nothing is spelled by them.

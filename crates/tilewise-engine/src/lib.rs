@@ -23,7 +23,7 @@ pub mod worker;
 pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
-pub use grammar::Grammar;
+pub use grammar::{CompiledGrammar, Grammar, GrammarCompiler};
 pub use request::{
     CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
 };

@@ -3,7 +3,7 @@
 use tilewise::{Logprobs, LogprobsOf, NotFinite};
 
 use crate::cache::tiers::Source;
-use crate::{Error, Grammar, Result};
+use crate::{CompiledGrammar, Error, Result};
 
 /// Names a request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +33,7 @@ pub struct SamplingParams {
     /// Selects the random stream. The same seed gives the same text in any batch.
     pub seed: u64,
     /// Divides the logits above zero, and multiplies the others, of tokens that the prompt or the output has; 1 changes
-    /// nothing (Keskar et al. 2019).
+    /// nothing (Keskar et al. 2019); from a millionth to a million, so that no logit becomes infinite.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that the output has; from -2 to 2, 0 changes nothing.
     pub presence_penalty: f32,
@@ -85,8 +85,12 @@ impl SamplingParams {
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(Error::value("min_p", "from 0 to 1", self.min_p));
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return Err(Error::value("repetition_penalty", "finite and above 0", self.repetition_penalty));
+        if !(1e-6..=1e6).contains(&self.repetition_penalty) {
+            return Err(Error::value(
+                "repetition_penalty",
+                "from 0.000001 to 1000000",
+                self.repetition_penalty,
+            ));
         }
         let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
         for (name, penalty) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {
@@ -120,7 +124,7 @@ impl SamplingParams {
 pub const MAX_COMPLETIONS: usize = 128;
 
 /// A prompt and how to continue it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct GenerateRequest {
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
@@ -137,7 +141,7 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// What the text has to obey. It ends where the grammar does: by an end-of-text token where more could come, or with
     /// [`FinishReason::Grammar`] where nothing can.
-    pub grammar: Option<Grammar>,
+    pub grammar: Option<CompiledGrammar>,
     /// Whether the logprob of each token of the prompt but the first is told, beside those of this many most probable
     /// tokens in its place; at most 20. The whole prompt is computed then, cached or not.
     pub prompt_logprobs: Option<usize>,
@@ -178,6 +182,10 @@ impl GenerateRequest {
         }
         if let Some(top) = self.prompt_logprobs.filter(|&top| top > LogprobsOf::MOST as usize) {
             return Err(Error::value("prompt_logprobs", "at most 20", top));
+        }
+        if let Some(grammar) = self.grammar.as_ref().filter(|grammar| grammar.vocab_size() != vocab_size) {
+            let expected = format!("compiled for {vocab_size} tokens");
+            return Err(Error::value("grammar", expected, grammar.vocab_size()));
         }
         let biased = self.sampling.logit_bias.iter().map(|(token, _)| token);
         match self.prompt.iter().chain(biased).find(|&&id| id as usize >= vocab_size) {

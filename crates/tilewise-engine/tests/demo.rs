@@ -157,7 +157,7 @@ fn the_loss_on_held_out_text_equals_transformers() {
     for window in tokens.chunks(WINDOW).take(windows) {
         let batch = scored_batch(window);
         let plans = [device.plan_attention(&params[0], &batch.layout, None).unwrap()];
-        let mut cx = Forward { device: &*device, batch: &batch, plans: &plans, kv: &mut kv };
+        let mut cx = Forward { device: &*device, batch: &batch, ids: None, plans: &plans, kv: &mut kv };
         model.forward(&mut cx).unwrap();
         let logits = device.download(model.logits(&*device, &batch.logits_rows).unwrap()).unwrap();
         let scored = logits.chunks_exact(config.vocab_size).zip(&window[1..]);

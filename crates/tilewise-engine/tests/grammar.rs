@@ -3,12 +3,15 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use common::{Outcome, gpus, open, open_on, run_all, run_completions, run_one, small};
 use serde_json::{Value, json};
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::Tokenizer;
-use tilewise_engine::{Engine, Error, FinishReason, GenerateRequest, Grammar, SamplingParams};
+use tilewise_engine::{
+    Engine, Error, FinishReason, GenerateRequest, Grammar, GrammarCompiler, SamplingParams,
+};
 
 fn demo() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
@@ -18,11 +21,16 @@ fn tokenizer() -> Tokenizer {
     ModelSource::Folder(demo()).tokenizer().unwrap()
 }
 
-fn request(seed: u64, max_new_tokens: usize, grammar: Grammar) -> GenerateRequest {
+fn request(seed: u64, max_new_tokens: usize, grammar: &Grammar) -> GenerateRequest {
     let mut request = GenerateRequest::new(tokenizer().encode("x = ", true).unwrap(), max_new_tokens);
     request.sampling = SamplingParams { temperature: 1.0, seed, ..SamplingParams::default() };
-    request.grammar = Some(grammar);
+    request.grammar = Some(compiler().compile(grammar).unwrap());
     request
+}
+
+fn compiler() -> &'static GrammarCompiler {
+    static COMPILER: OnceLock<GrammarCompiler> = OnceLock::new();
+    COMPILER.get_or_init(|| GrammarCompiler::new(&ModelSource::Folder(demo())))
 }
 
 /// Whether the request ended because its text is complete.
@@ -83,7 +91,7 @@ fn is_valid(value: &Value) -> bool {
 #[test]
 fn a_schema_of_nested_objects_holds_over_two_hundred_seeds() {
     let (mut engine, tokenizer) = (open(&demo(), &small()).unwrap(), tokenizer());
-    let requests: Vec<_> = (0..200).map(|seed| request(seed, 150, Grammar::JsonSchema(schema()))).collect();
+    let requests: Vec<_> = (0..200).map(|seed| request(seed, 150, &Grammar::JsonSchema(schema()))).collect();
     let outcomes = run_all(&mut engine, &requests);
     let complete: Vec<_> = outcomes.iter().enumerate().filter(|(_, outcome)| is_complete(outcome)).collect();
     let mut texts = std::collections::BTreeSet::new();
@@ -102,7 +110,7 @@ fn a_schema_of_nested_objects_holds_over_two_hundred_seeds() {
 #[test]
 fn every_completion_of_a_request_obeys_its_grammar_by_itself() {
     let (mut engine, tokenizer) = (open(&demo(), &small()).unwrap(), tokenizer());
-    let mut request = request(3, 40, Grammar::Regex("[a-z]{3,5}=[0-9]{2};".to_owned()));
+    let mut request = request(3, 40, &Grammar::Regex("[a-z]{3,5}=[0-9]{2};".to_owned()));
     let alone = run_one(&mut engine, &request);
     request.n = 6;
     let completions = run_completions(&mut engine, &[request]).remove(0);
@@ -127,7 +135,7 @@ fn a_regular_expression_and_a_lark_grammar_hold() {
     let date = Grammar::Regex("[0-9]{4}-(0[1-9]|1[0-2])".to_owned());
     let sum = Grammar::Lark("start: NUMBER (\"+\" NUMBER){2}\nNUMBER: /[1-9][0-9]{0,3}/".to_owned());
     for seed in 0..20 {
-        let outcome = run_one(&mut engine, &request(seed, 60, date.clone()));
+        let outcome = run_one(&mut engine, &request(seed, 60, &date));
         let text = tokenizer.decode(&outcome.tokens).unwrap();
         let (year, month) = text.split_once('-').unwrap_or_else(|| panic!("seed {seed}: {text}"));
         assert!(
@@ -135,7 +143,7 @@ fn a_regular_expression_and_a_lark_grammar_hold() {
             "seed {seed}: {text}"
         );
         assert!(month.len() == 2 && (1..=12).contains(&month.parse::<u32>().unwrap()), "seed {seed}: {text}");
-        let outcome = run_one(&mut engine, &request(seed, 60, sum.clone()));
+        let outcome = run_one(&mut engine, &request(seed, 60, &sum));
         let text = tokenizer.decode(&outcome.tokens).unwrap();
         let numbers: Vec<u32> = text.split('+').map(|x| x.parse().unwrap()).collect();
         assert!(is_complete(&outcome) && numbers.len() == 3, "seed {seed}: {text}");
@@ -144,8 +152,8 @@ fn a_regular_expression_and_a_lark_grammar_hold() {
 
 /// A request with a grammar between others, which have none.
 fn mixed() -> Vec<GenerateRequest> {
-    let mut requests: Vec<_> = (0..3).map(|seed| request(seed, 25, Grammar::JsonSchema(schema()))).collect();
-    let mut plain = request(7, 20, Grammar::Regex("a".to_owned()));
+    let mut requests: Vec<_> = (0..3).map(|seed| request(seed, 25, &Grammar::JsonSchema(schema()))).collect();
+    let mut plain = request(7, 20, &Grammar::Regex("a".to_owned()));
     plain.grammar = None;
     plain.sampling.logprobs = true;
     requests.insert(1, plain);
@@ -171,7 +179,7 @@ fn a_grammar_changes_no_bit_of_its_neighbours_and_they_none_of_its() {
     // A processor that plays a GPU is held to the grammar alone.
     for gpu in gpus() {
         let mut engine = open_on(&gpu.device, &demo(), &small()).unwrap();
-        let outcome = run_one(&mut engine, &request(3, 12, Grammar::Regex("[0-9]{3}".to_owned())));
+        let outcome = run_one(&mut engine, &request(3, 12, &Grammar::Regex("[0-9]{3}".to_owned())));
         let text = tokenizer().decode(&outcome.tokens).unwrap();
         assert!(text.len() == 3 && text.parse::<u32>().is_ok(), "{}: {text:?}", gpu.name);
     }
@@ -184,7 +192,7 @@ fn preemption_keeps_the_place_in_the_grammar() {
         kv: tilewise_engine::KvBudget::Tokens(12 * 16),
         ..small()
     };
-    let requests: Vec<_> = (0..8).map(|seed| request(seed, 60, Grammar::JsonSchema(schema()))).collect();
+    let requests: Vec<_> = (0..8).map(|seed| request(seed, 60, &Grammar::JsonSchema(schema()))).collect();
     let want = run_all(&mut open(&demo(), &small()).unwrap(), &requests);
     let mut engine = open(&demo(), &config).unwrap();
     assert_eq!(run_all(&mut engine, &requests), want);
@@ -192,8 +200,7 @@ fn preemption_keeps_the_place_in_the_grammar() {
 }
 
 #[test]
-fn a_grammar_that_cannot_be_compiled_is_refused_and_nothing_is_queued() {
-    let mut engine = open(&demo(), &small()).unwrap();
+fn a_grammar_that_cannot_be_compiled_is_refused() {
     for bad in [
         Grammar::Regex("(".to_owned()),
         Grammar::Lark("start: missing".to_owned()),
@@ -202,16 +209,26 @@ fn a_grammar_that_cannot_be_compiled_is_refused_and_nothing_is_queued() {
         Grammar::JsonSchema(json!({ "$ref": "#/nowhere" })),
     ] {
         let what = format!("{bad:?}");
-        let error = engine.submit(request(0, 5, bad)).err().unwrap_or_else(|| panic!("{what} is taken"));
+        let error = compiler().compile(&bad).err().unwrap_or_else(|| panic!("{what} is taken"));
         assert!(matches!(error, Error::Grammar(_)), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_grammar_of_another_models_tokens_is_refused_and_nothing_is_queued() {
+    let folder = common::model_folder(&common::tiny_config(), safetensors::tensor::Dtype::F32);
+    let mut engine = open(folder.path(), &small()).unwrap();
+    let mut request = request(0, 5, &Grammar::Regex("a".to_owned()));
+    request.prompt = vec![1];
+    let error = engine.submit(request).unwrap_err();
+    assert!(matches!(error, Error::Value { name: "grammar", .. }), "{error}");
     assert!(!engine.has_work());
 }
 
 #[test]
 fn the_end_of_text_ends_a_grammar_even_where_it_is_ignored() {
     let mut engine = open(&demo(), &small()).unwrap();
-    let mut request = request(0, 40, Grammar::Regex("[ab]{2,5}".to_owned()));
+    let mut request = request(0, 40, &Grammar::Regex("[ab]{2,5}".to_owned()));
     request.ignore_eos = true;
     let outcome = run_one(&mut engine, &request);
     let text = tokenizer().decode(&outcome.tokens).unwrap();
@@ -222,10 +239,7 @@ fn the_end_of_text_ends_a_grammar_even_where_it_is_ignored() {
 #[test]
 fn a_model_without_a_tokenizer_refuses_grammars_by_name() {
     let folder = common::model_folder(&common::tiny_config(), safetensors::tensor::Dtype::F32);
-    let mut engine = open(folder.path(), &small()).unwrap();
-    let mut request = GenerateRequest::new(vec![1], 5);
-    request.grammar = Some(Grammar::Regex("a".to_owned()));
-    let error = engine.submit(request).unwrap_err().to_string();
+    let compiler = GrammarCompiler::new(&ModelSource::Folder(folder.path().to_owned()));
+    let error = compiler.compile(&Grammar::Regex("a".to_owned())).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json"), "{error}");
-    assert!(!engine.has_work());
 }

@@ -13,8 +13,8 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{
-    DraftLength, Drafter, Engine, EngineConfig, Error, GenerateRequest, Grammar, KvBudget, Preemption,
-    SamplingParams, Speculation,
+    DraftLength, Drafter, Engine, EngineConfig, Error, GenerateRequest, Grammar, GrammarCompiler, KvBudget,
+    Preemption, SamplingParams, Speculation,
 };
 
 const VOCAB: usize = 131;
@@ -271,6 +271,8 @@ fn a_grammar_is_obeyed_with_the_same_tokens_whether_drafts_are_right_or_not() {
             "x-guidance": { "whitespace_flexible": false }
         })),
     ];
+    let compiler = GrammarCompiler::new(&ModelSource::Folder(demo()));
+    let grammars = grammars.map(|grammar| compiler.compile(&grammar).unwrap());
     let requests: Vec<GenerateRequest> = (0..12)
         .map(|index| {
             let mut request = demo_request("x = ", 60);

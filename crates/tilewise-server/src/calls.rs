@@ -2,8 +2,9 @@
 //!
 //! The router's own parsers are not used: they bring a number library under the LGPL.
 
-use serde::Deserialize;
-use serde_json::Value;
+use std::ops::Range;
+
+use crate::json::{Follower, Step, is_space};
 
 /// The router's name for this form.
 pub(crate) const SYNTAX: &str = "qwen";
@@ -11,66 +12,145 @@ pub(crate) const SYNTAX: &str = "qwen";
 pub(crate) const OPEN: &str = "<tool_call>";
 pub(crate) const CLOSE: &str = "</tool_call>";
 
-/// A call of a function.
+/// The next part of a call of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) name: String,
-    /// JSON as text.
+pub(crate) struct CallPart {
+    /// The function's, with the first part of each call.
+    pub(crate) name: Option<String>,
+    /// More of its arguments: JSON as text, as the model wrote it.
     pub(crate) arguments: String,
 }
 
 /// Takes calls out of a text, piece by piece.
 ///
-/// What is no call of a function that there is stays in the text, tags and all.
-#[derive(Debug, Clone)]
+/// A text is a call from the first byte on of the arguments of a function that there is; they are passed on as they come.
+/// Before that, nothing of it is passed on, and what does not become a call stays in the text, tags and all. A call that
+/// breaks off keeps the arguments that it had, and what follows is text.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CallReader {
     /// Functions that there are.
     names: Vec<String>,
-    /// The end of the text so far that may be, or may become, a call.
+    /// The end of the text so far that may become a tag.
     held: String,
+    /// What stands behind a tag that is open.
+    written: Option<Written>,
     /// Whether a call was just taken: line breaks behind it are no part of the text.
     is_after_call: bool,
+    /// Whether the arguments of all calls so far are whole; `None` where there are no calls.
+    are_whole: Option<bool>,
 }
 
-#[derive(Deserialize)]
+/// What stands behind an open tag so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Written {
-    name: String,
-    #[serde(default)]
-    arguments: Value,
+    text: String,
+    /// How much of it was read.
+    read: usize,
+    place: Place,
+    /// The key or the value that is being read, from where on.
+    value: Follower,
+    start: usize,
+    key: String,
+    name: Option<String>,
+    arguments: Arguments,
+    /// Whether the name was passed on.
+    is_call: bool,
+}
+
+/// Where the object is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Place {
+    #[default]
+    Start,
+    KeyOrEnd,
+    Key,
+    InKey,
+    Colon,
+    Value,
+    InValue,
+    CommaOrEnd,
+    /// Behind the object and so many bytes of the tag.
+    Close(usize),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Arguments {
+    #[default]
+    None,
+    /// An object, which is passed on as it comes: what is still to be, and whether its end is known.
+    Object { rest: Range<usize>, is_whole: bool },
+    /// Anything else, which is passed on at once.
+    Other(String),
+}
+
+/// What a text behind an open tag turns out to be.
+enum Outcome {
+    /// More has to come.
+    Open,
+    /// The tag is closed.
+    Closed,
+    /// The next byte is not what a call may have there.
+    Wrong,
 }
 
 impl CallReader {
     pub(crate) fn new(names: Vec<String>) -> Self {
-        Self { names, held: String::new(), is_after_call: false }
+        Self { names, held: String::new(), written: None, is_after_call: false, are_whole: None }
     }
 
-    /// The text that is certain once `piece` has come, and the calls that are complete.
-    pub(crate) fn push(&mut self, piece: &str) -> (String, Vec<Call>) {
+    /// The text that is certain once `piece` has come, and what is new of calls.
+    pub(crate) fn push(&mut self, piece: &str) -> (String, Vec<CallPart>) {
         self.held.push_str(piece);
-        let (mut text, mut calls) = (String::new(), Vec::new());
-        while let Some(start) = self.held.find(OPEN) {
-            self.pass_on(start, &mut text);
-            let Some(end) = self.held.find(CLOSE) else { return (text, calls) };
-            let rest = self.held.split_off(end + CLOSE.len());
-            let tagged = std::mem::replace(&mut self.held, rest);
-            match self.read(&tagged[OPEN.len()..end]) {
-                Some(call) => {
-                    calls.push(call);
-                    self.is_after_call = true;
+        let (mut text, mut parts) = (String::new(), Vec::new());
+        loop {
+            if let Some(mut written) = self.written.take() {
+                written.text.push_str(&std::mem::take(&mut self.held));
+                let outcome = written.read(&self.names);
+                let is_closed = matches!(outcome, Outcome::Closed);
+                parts.extend(written.part(is_closed));
+                if matches!(outcome, Outcome::Open) {
+                    self.written = Some(written);
+                    return (text, parts);
                 }
-                None => text.push_str(&tagged),
+                self.held = written.text.split_off(written.read);
+                self.leave(&written, is_closed, &mut text);
+            } else if let Some(start) = self.held.find(OPEN) {
+                self.pass_on(start, &mut text);
+                self.held.drain(..OPEN.len());
+                self.written = Some(Written::default());
+            } else {
+                let certain = self.start_of_tag();
+                self.pass_on(certain, &mut text);
+                return (text, parts);
             }
         }
-        let certain = self.start_of_tag();
-        self.pass_on(certain, &mut text);
-        (text, calls)
     }
 
     /// The text that was held back, when no more comes.
     pub(crate) fn finish(&mut self) -> String {
         let mut text = String::new();
+        if let Some(written) = self.written.take() {
+            self.leave(&written, false, &mut text);
+        }
         self.pass_on(self.held.len(), &mut text);
         text
+    }
+
+    /// Whether there were calls, and all of them whole.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.are_whole == Some(true)
+    }
+
+    /// Goes on behind what was written, which stays in the text if it is no call.
+    fn leave(&mut self, written: &Written, is_closed: bool, text: &mut String) {
+        self.is_after_call = is_closed && written.is_call;
+        if written.is_call {
+            let is_whole = !matches!(written.arguments, Arguments::Object { is_whole: false, .. });
+            self.are_whole = Some(self.are_whole.unwrap_or(true) && is_whole);
+        } else {
+            text.push_str(OPEN);
+            text.push_str(&written.text);
+        }
     }
 
     /// Moves so many bytes of what is held to the text.
@@ -87,16 +167,131 @@ impl CallReader {
         let places = self.held.char_indices().map(|(place, _)| place);
         places.into_iter().find(|&place| OPEN.starts_with(&self.held[place..])).unwrap_or(self.held.len())
     }
+}
 
-    /// A call of a function that there is.
-    fn read(&self, text: &str) -> Option<Call> {
-        let Written { name, arguments } = serde_json::from_str(text).ok()?;
-        let arguments = match arguments {
-            Value::Null => "{}".to_owned(),
-            Value::String(text) => text,
-            value => value.to_string(),
+impl Written {
+    /// Reads on, as far as it is a call.
+    fn read(&mut self, names: &[String]) -> Outcome {
+        while let Some(&byte) = self.text.as_bytes().get(self.read) {
+            if self.take(byte, names).is_none() {
+                return Outcome::Wrong;
+            }
+            self.read += 1;
+            if self.place == Place::Close(CLOSE.len()) {
+                return Outcome::Closed;
+            }
+        }
+        Outcome::Open
+    }
+
+    /// Takes a byte; `None` for one that no call has here.
+    fn take(&mut self, byte: u8, names: &[String]) -> Option<()> {
+        self.place = match (self.place, byte) {
+            (Place::InKey, _) => match self.value.push(byte) {
+                Step::Inside => Place::InKey,
+                Step::Last => {
+                    self.key = serde_json::from_str(&self.text[self.start..=self.read]).ok()?;
+                    Place::Colon
+                }
+                Step::Behind | Step::Wrong => return None,
+            },
+            (Place::InValue, _) => match self.value.push(byte) {
+                Step::Inside => Place::InValue,
+                Step::Last => {
+                    self.set(self.read + 1, names)?;
+                    Place::CommaOrEnd
+                }
+                Step::Behind => {
+                    self.set(self.read, names)?;
+                    self.place = Place::CommaOrEnd;
+                    return self.take(byte, names);
+                }
+                Step::Wrong => return None,
+            },
+            (Place::Close(0), space) if is_space(space) => Place::Close(0),
+            (Place::Close(at), _) => (CLOSE.as_bytes()[at] == byte).then_some(Place::Close(at + 1))?,
+            (place, space) if is_space(space) => place,
+            (Place::Start, b'{') => Place::KeyOrEnd,
+            (Place::KeyOrEnd | Place::Key, b'"') => {
+                self.begin(byte)?;
+                Place::InKey
+            }
+            (Place::Colon, b':') => Place::Value,
+            (Place::Value, _) => {
+                self.begin(byte)?;
+                self.begin_arguments(byte)?;
+                Place::InValue
+            }
+            (Place::CommaOrEnd, b',') => Place::Key,
+            (Place::KeyOrEnd | Place::CommaOrEnd, b'}') => Place::Close(0),
+            _ => return None,
         };
-        self.names.contains(&name).then_some(Call { name, arguments })
+        Some(())
+    }
+
+    /// Begins a key or a value.
+    fn begin(&mut self, byte: u8) -> Option<()> {
+        (self.value, self.start) = (Follower::default(), self.read);
+        (self.value.push(byte) == Step::Inside).then_some(())
+    }
+
+    /// Arguments are passed on from here, if the value is theirs; a call has them once.
+    fn begin_arguments(&mut self, byte: u8) -> Option<()> {
+        if self.key != "arguments" {
+            return Some(());
+        }
+        if self.arguments != Arguments::None {
+            return None;
+        }
+        if byte == b'{' {
+            self.arguments = Arguments::Object { rest: self.read..self.read, is_whole: false };
+        }
+        Some(())
+    }
+
+    /// Takes over the value that ends before `end`; `None` for one that makes it no call.
+    fn set(&mut self, end: usize, names: &[String]) -> Option<()> {
+        let value = &self.text[self.start..end];
+        match (self.key.as_str(), &mut self.arguments) {
+            ("name", _) => {
+                let name: String = serde_json::from_str(value).ok()?;
+                if self.name.is_some() || !names.contains(&name) {
+                    return None;
+                }
+                self.name = Some(name);
+            }
+            ("arguments", Arguments::Object { rest, is_whole }) => (rest.end, *is_whole) = (end, true),
+            ("arguments", arguments) => {
+                *arguments = Arguments::Other(match value {
+                    "null" => "{}".to_owned(),
+                    text if text.starts_with('"') => serde_json::from_str(text).ok()?,
+                    other => other.to_owned(),
+                });
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// What is new of the call, once it is one.
+    fn part(&mut self, is_closed: bool) -> Option<CallPart> {
+        let name = self.name.as_ref()?;
+        let arguments = match &mut self.arguments {
+            Arguments::Object { rest, is_whole } => {
+                if !*is_whole {
+                    rest.end = self.read;
+                }
+                let new = self.text[rest.clone()].to_owned();
+                rest.start = rest.end;
+                new
+            }
+            Arguments::Other(text) => std::mem::take(text),
+            Arguments::None if is_closed => "{}".to_owned(),
+            Arguments::None => return None,
+        };
+        let is_first = !std::mem::replace(&mut self.is_call, true);
+        (is_first || !arguments.is_empty())
+            .then(|| CallPart { name: is_first.then(|| name.clone()), arguments })
     }
 }
 
@@ -104,36 +299,135 @@ impl CallReader {
 mod tests {
     use super::*;
 
-    /// The whole text and the calls, however the text is cut into pieces of `size`.
-    fn read(text: &str, size: usize) -> (String, Vec<Call>) {
-        let mut reader = CallReader::new(vec!["f".to_owned()]);
-        let (mut rest, mut calls) = (String::new(), Vec::new());
-        let characters: Vec<char> = text.chars().collect();
-        for piece in characters.chunks(size) {
-            let (text, more) = reader.push(&piece.iter().collect::<String>());
-            rest.push_str(&text);
-            calls.extend(more);
+    /// A name and the arguments of each call.
+    type Calls = Vec<(String, String)>;
+
+    fn reader() -> CallReader {
+        CallReader::new(vec!["f".to_owned(), "ü".to_owned()])
+    }
+
+    fn add(calls: &mut Calls, parts: Vec<CallPart>) {
+        for part in parts {
+            match part.name {
+                Some(name) => calls.push((name, part.arguments)),
+                None => calls.last_mut().expect("a call begins with its name").1.push_str(&part.arguments),
+            }
         }
-        (rest + &reader.finish(), calls)
+    }
+
+    const ONE: &str =
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": \"ü</\"}}\n</tool_call>";
+    const ARGUMENTS: &str = "{\"b\": 1, \"a\": \"ü</\"}";
+
+    /// A text, what of it is no call, the calls, and whether there are any and all are whole.
+    type Case = (String, &'static str, Vec<(&'static str, &'static str)>, bool);
+
+    fn cases() -> Vec<Case> {
+        let case = |text: &str, rest, calls, is_whole| (text.to_owned(), rest, calls, is_whole);
+        vec![
+            case("no call < at <tool all", "no call < at <tool all", vec![], false),
+            case(ONE, "", vec![("f", ARGUMENTS)], true),
+            case(&format!("say {ONE}\n{ONE} end"), "say  end", vec![("f", ARGUMENTS); 2], true),
+            // Arguments in any place and of any kind.
+            case(
+                "<tool_call>{\"id\":[1,{}],\"arguments\":{\"a\":[]},\"name\":\"\\u00fc\"}</tool_call>",
+                "",
+                vec![("ü", "{\"a\":[]}")],
+                true,
+            ),
+            case("<tool_call>{\"name\":\"f\"}</tool_call>", "", vec![("f", "{}")], true),
+            case("<tool_call>{\"name\":\"f\",\"arguments\":null}</tool_call>", "", vec![("f", "{}")], true),
+            case("<tool_call>{\"name\":\"f\",\"arguments\":-1}</tool_call>", "", vec![("f", "-1")], true),
+            case(
+                "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":\\\"\\u00e4\\\"}\"}</tool_call>",
+                "",
+                vec![("f", "{\"a\":\"ä\"}")],
+                true,
+            ),
+            // A tag in a string is a part of it.
+            case(
+                "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":\"</tool_call>\"}}</tool_call>",
+                "",
+                vec![("f", "{\"a\":\"</tool_call>\"}")],
+                true,
+            ),
+            // What is no call stays as it is.
+            case(
+                "<tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>",
+                "<tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>",
+                vec![],
+                false,
+            ),
+            case("<tool_call>nonsense</tool_call>x", "<tool_call>nonsense</tool_call>x", vec![], false),
+            case(
+                "<tool_call>{\"arguments\":{\"a\":1},\"name\":3}",
+                "<tool_call>{\"arguments\":{\"a\":1},\"name\":3}",
+                vec![],
+                false,
+            ),
+            case("<tool_call>{\"name\":\"f\"", "<tool_call>{\"name\":\"f\"", vec![], false),
+            case("<tool_call>{\"name\":\"f\"}x", "<tool_call>{\"name\":\"f\"}x", vec![], false),
+            case("x<tool_cal", "x<tool_cal", vec![], false),
+            case(&format!("<tool_call>{ONE}"), "<tool_call>", vec![("f", ARGUMENTS)], true),
+            // What breaks off keeps what it had.
+            case("<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":", "", vec![("f", "{\"a\":")], false),
+            case("<tool_call>{\"name\":\"f\",\"arguments\":{}}", "", vec![("f", "{}")], true),
+            case("<tool_call>{\"name\":\"f\",\"arguments\":{a}} x", "a}} x", vec![("f", "{")], false),
+            case(
+                "<tool_call>{\"name\":\"f\",\"arguments\":{},\"arguments\":{}}",
+                "{}}",
+                vec![("f", "{}")],
+                true,
+            ),
+        ]
     }
 
     #[test]
-    fn calls_are_taken_out_however_the_text_is_cut() {
-        let call = |arguments: &str| Call { name: "f".to_owned(), arguments: arguments.to_owned() };
-        let one = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": \"ü</\"}}\n</tool_call>";
-        for (text, rest, calls) in [
-            ("no call < at <tool all", "no call < at <tool all", vec![]),
-            (one, "", vec![call("{\"b\":1,\"a\":\"ü</\"}")]),
-            (&format!("say {one}\n{one} end"), "say  end", vec![call("{\"b\":1,\"a\":\"ü</\"}"); 2]),
-            ("<tool_call>{\"name\":\"f\"}</tool_call>", "", vec![call("{}")]),
-            ("<tool_call>{\"name\":\"g\"}</tool_call>", "<tool_call>{\"name\":\"g\"}</tool_call>", vec![]),
-            ("<tool_call>nonsense</tool_call>x", "<tool_call>nonsense</tool_call>x", vec![]),
-            ("<tool_call>{\"name\":\"f\"", "<tool_call>{\"name\":\"f\"", vec![]),
-            ("x<tool_cal", "x<tool_cal", vec![]),
-        ] {
-            for size in [1, 2, 3, 7, 1000] {
-                assert_eq!(read(text, size), (rest.to_owned(), calls.clone()), "{text:?} by {size}");
+    fn calls_are_taken_out_and_the_rest_stays() {
+        for (text, rest, want, is_whole) in cases() {
+            let (mut reader, mut calls) = (reader(), Calls::new());
+            let (said, parts) = reader.push(&text);
+            add(&mut calls, parts);
+            assert_eq!(said + &reader.finish(), rest, "{text}");
+            let calls: Vec<_> = calls.iter().map(|(name, part)| (name.as_str(), part.as_str())).collect();
+            assert_eq!((calls, reader.has_calls()), (want, is_whole), "{text}");
+        }
+    }
+
+    /// A reader that has read a text at once is in the state, and has said what, one is in that has read it in two pieces,
+    /// wherever it is cut. So, piece by piece, it is the same for all ways to cut a text into any number of pieces.
+    #[test]
+    fn no_way_to_cut_a_text_into_pieces_changes_what_is_read() {
+        for (text, ..) in cases() {
+            let ends: Vec<usize> = (0..=text.len()).filter(|&end| text.is_char_boundary(end)).collect();
+            let read = |pieces: &[&str]| {
+                let (mut reader, mut said, mut calls) = (reader(), String::new(), Calls::new());
+                for piece in pieces {
+                    let (more, parts) = reader.push(piece);
+                    said.push_str(&more);
+                    add(&mut calls, parts);
+                }
+                (reader, said, calls)
+            };
+            for &end in &ends {
+                let whole = read(&[&text[..end]]);
+                for &cut in ends.iter().filter(|&&cut| cut <= end) {
+                    assert_eq!(read(&[&text[..cut], &text[cut..end]]), whole, "{text} at {cut} of {end}");
+                }
             }
+        }
+    }
+
+    #[test]
+    fn arguments_are_passed_on_with_each_byte_once_they_have_begun() {
+        let (mut reader, begin) = (reader(), ONE.find(ARGUMENTS).unwrap());
+        for (at, piece) in ONE.char_indices().map(|(at, c)| (at, c.to_string())) {
+            let (said, parts) = reader.push(&piece);
+            assert_eq!(said, "");
+            let is_argument = (begin..begin + ARGUMENTS.len()).contains(&at);
+            let name = (at == begin).then(|| "f".to_owned());
+            let want = is_argument.then(|| CallPart { name, arguments: piece.clone() });
+            assert_eq!(parts, want.into_iter().collect::<Vec<_>>(), "{piece:?} at {at}");
         }
     }
 }

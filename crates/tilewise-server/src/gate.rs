@@ -1,8 +1,9 @@
 //! What every request passes: its name, who may come in, and what is written of it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
 use crate::state::App;
-use crate::trace::{Span, SpanKind, TraceContext};
+use crate::trace::{RequestSpan, Span, SpanKind, SpanUsage, Spanned, TraceContext};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,6 +33,8 @@ pub(crate) struct Current {
     pub(crate) name: String,
     /// Its span, where it is recorded.
     pub(crate) trace: Option<TraceContext>,
+    /// What its generations took, once they are over.
+    pub(crate) usage: Arc<SpanUsage>,
 }
 
 impl Current {
@@ -49,7 +52,8 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_owned();
     let method = request.method().clone();
     let (trace, parent) = trace(&app, request.headers());
-    let current = Current { name: name.clone(), trace: trace.clone() };
+    let usage = Arc::<SpanUsage>::default();
+    let current = Current { name: name.clone(), trace: trace.clone(), usage: usage.clone() };
     let admitted = check_site(&app, request.headers()).and_then(|()| check_key(&app, &request));
     let mut response = match admitted {
         Ok(()) => CURRENT.scope(current, next.run(request)).await,
@@ -57,19 +61,26 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     };
     let status = response.status().as_u16();
     app.metrics.answer(&route, status);
-    let duration = started.elapsed();
-    let milliseconds = duration.as_secs_f64() * 1e3;
+    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
     tracing::info!(request = name, %method, route, status, milliseconds, "answered");
-    if let (Some(tracer), Some(context)) = (&app.tracer, trace) {
+    if let (Some(tracer), Some(context)) = (app.tracer.clone(), trace) {
         let attributes = vec![
             ("http.request.method", method.as_str().into()),
             ("http.route", route.as_str().into()),
             ("http.response.status_code", status.into()),
             ("tilewise.request", name.as_str().into()),
         ];
-        let (kind, is_error) = (SpanKind::Server, status >= 500);
-        let span = format!("{method} {route}");
-        tracer.send(&Span { context, parent, name: span, kind, duration, attributes, is_error });
+        let span = Span {
+            context,
+            parent,
+            name: format!("{method} {route}"),
+            kind: SpanKind::Server,
+            duration: Duration::ZERO,
+            attributes,
+            is_error: status >= 500,
+        };
+        let span = RequestSpan { tracer, span, started, usage };
+        response = response.map(|body| Body::new(Spanned { body, _span: span }));
     }
     if let Ok(name) = HeaderValue::from_str(&name) {
         response.headers_mut().insert(REQUEST_ID, name);

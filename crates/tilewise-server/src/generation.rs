@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tilewise_engine::tokenizer::{Piece, TextStream};
 use tilewise_engine::worker::{Update, Updates};
-use tilewise_engine::{Event, FinishReason, Logprobs, NotFinite};
+use tilewise_engine::{CachedTokens, Event, FinishReason, Logprobs, NotFinite};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::gate::Current;
+use crate::grammars;
 use crate::sampling::Ask;
 use crate::state::{Abortable, App, Room};
 use crate::trace::{Span, SpanKind, TraceContext};
@@ -99,7 +100,9 @@ pub(crate) struct Generation {
     abortable: Option<Abortable>,
     pub(crate) prompt: Vec<u32>,
     pub(crate) completion_tokens: usize,
-    pub(crate) cached_tokens: usize,
+    /// Tokens of the prompt that were not computed; known at the end.
+    pub(crate) cached: CachedTokens,
+    /// When it was admitted.
     started: Instant,
     /// The HTTP request that it answers, for the log.
     request: Current,
@@ -109,8 +112,8 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Queues a request and waits until the engine has accepted it. `name` is what it can be aborted by, and `prompt_field`
-    /// where its prompt came from.
+    /// Compiles a request's grammar, queues it and waits until the engine has accepted it. `name` is what it can be aborted
+    /// by, and `prompt_field` where its prompt came from.
     ///
     /// # Errors
     /// 400 if it can never run, 503 if the engine has failed.
@@ -121,12 +124,11 @@ impl Generation {
         name: &str,
         prompt_field: &str,
     ) -> Result<Self, ApiError> {
-        let mut generation = Self::submit(app, ask, &Arc::new(room), name);
-        generation.accepted(prompt_field).await?;
-        Ok(generation)
+        let mut generations = Self::start_all(app, vec![ask], room, name, prompt_field).await?;
+        Ok(generations.remove(0))
     }
 
-    /// As [`Generation::start`], for several requests of which none waits for another.
+    /// As [`Generation::start`], for several requests with one grammar, of which none waits for another.
     ///
     /// # Errors
     /// Those of the first that has any.
@@ -137,17 +139,23 @@ impl Generation {
         name: &str,
         prompt_field: &str,
     ) -> Result<Vec<Self>, ApiError> {
-        let room = Arc::new(room);
-        let mut generations: Vec<Self> =
-            asks.into_iter().map(|ask| Self::submit(app, ask, &room, name)).collect();
+        let (started, room) = (Instant::now(), Arc::new(room));
+        let mut asks: Vec<(Ask, Abortable)> =
+            asks.into_iter().map(|ask| (ask, app.abortable(name.to_owned()))).collect();
+        if let Some(grammar) = asks.iter_mut().find_map(|(ask, _)| ask.grammar.take()) {
+            let compiled = grammars::compile(app, &room, grammar).await?;
+            asks.iter_mut().for_each(|(ask, _)| ask.request.grammar = Some(compiled.clone()));
+        }
+        let submit = |(ask, abortable)| Self::submit(app, ask, abortable, started, &room);
+        let mut generations: Vec<Self> = asks.into_iter().map(submit).collect();
         for generation in &mut generations {
             generation.accepted(prompt_field).await?;
         }
         Ok(generations)
     }
 
-    fn submit(app: &Arc<App>, ask: Ask, room: &Arc<Room>, name: &str) -> Self {
-        let Ask { request, stop } = ask;
+    fn submit(app: &Arc<App>, ask: Ask, abortable: Abortable, started: Instant, room: &Arc<Room>) -> Self {
+        let Ask { request, stop, .. } = ask;
         let (prompt, n) = (request.prompt.clone(), request.n);
         let mut stop_ids: HashSet<u32> = request.stop_ids.iter().copied().collect();
         if !request.ignore_eos {
@@ -160,11 +168,11 @@ impl Generation {
             completions: (0..n).map(|_| completion()).collect(),
             stop_ids,
             news: VecDeque::new(),
-            abortable: Some(app.abortable(name.to_owned())),
+            abortable: Some(abortable),
             prompt,
             completion_tokens: 0,
-            cached_tokens: 0,
-            started: Instant::now(),
+            cached: CachedTokens::default(),
+            started,
             request: Current::get(),
             first_token: None,
             outcome: "cancelled",
@@ -183,7 +191,7 @@ impl Generation {
         Err(error)
     }
 
-    /// Since the request was accepted.
+    /// Since the request was admitted.
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
@@ -246,8 +254,10 @@ impl Generation {
             Update::Event(Event::Token { index, id, logprob, top_logprobs, .. }) => {
                 self.token(index, Token { id, logprob, top_logprobs })
             }
-            Update::Event(Event::Finished { index, reason, cached_tokens, .. }) => {
-                self.cached_tokens = self.cached_tokens.max(cached_tokens);
+            Update::Event(Event::Finished { index, reason, cached_from, .. }) => {
+                if cached_from.total() > self.cached.total() {
+                    self.cached = cached_from;
+                }
                 self.end(index, reason)
             }
             Update::Event(Event::PromptLogprobs { logprobs, .. }) => {
@@ -309,7 +319,7 @@ impl Generation {
         self.news.push_back(News::End { index, text, end });
         if self.completions.iter().all(Option::is_none) {
             self.outcome = "done";
-            self.app.metrics.request_done(self.started, self.prompt.len(), self.cached_tokens);
+            self.app.metrics.request_done(self.started, self.prompt.len(), self.cached);
         }
         Ok(())
     }
@@ -318,8 +328,10 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         let duration = self.elapsed();
-        let Self { outcome, completion_tokens, cached_tokens, .. } = *self;
+        let Self { outcome, completion_tokens, .. } = *self;
         let (request, prompt_tokens) = (&self.request.name, self.prompt.len());
+        let cached_tokens = self.cached.total();
+        self.request.usage.add(prompt_tokens, completion_tokens, cached_tokens, outcome == "failed");
         let milliseconds = duration.as_secs_f64() * 1e3;
         tracing::info!(
             request,
@@ -403,7 +415,7 @@ impl Batch {
         crate::fields::Usage::new(
             sum(|generation| generation.prompt.len()),
             sum(|generation| generation.completion_tokens),
-            sum(|generation| generation.cached_tokens),
+            sum(|generation| generation.cached.total()),
         )
     }
 }

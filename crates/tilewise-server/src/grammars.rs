@@ -1,14 +1,17 @@
 //! What a text has to obey, as requests write it.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tilewise_engine::Grammar;
+use tilewise_engine::{CompiledGrammar, Grammar};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::state::{App, Room, blocking};
 
-/// Bytes of a grammar: it is compiled while others wait.
-const MAX_BYTES: usize = 64 << 10;
+/// Bytes of a grammar: other grammars wait while it is compiled.
+pub(crate) const MAX_BYTES: usize = 64 << 10;
 
 /// Remainders that a grammar may tell apart.
 const MOST_REMAINDERS: u64 = 20_000;
@@ -101,7 +104,7 @@ pub(crate) fn regex(field: &str, regex: &str) -> Result<Grammar, ApiError> {
 }
 
 /// Refuses multiples of large numbers: the grammar has a state for each remainder, and a million of them take ten seconds
-/// while all others wait.
+/// while other grammars wait.
 ///
 /// # Errors
 /// 400.
@@ -137,6 +140,28 @@ fn common_multiple(schema: &Value, so_far: u64) -> Option<u64> {
 
 fn greatest_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_divisor(b, a % b) }
+}
+
+/// Compiles the grammar of a request, which keeps its room meanwhile, beside the engine.
+///
+/// One at a time: each takes a core from the engine for as long as it takes.
+///
+/// # Errors
+/// 400 for one that cannot be compiled.
+pub(crate) async fn compile(
+    app: &Arc<App>,
+    room: &Arc<Room>,
+    grammar: Grammar,
+) -> Result<CompiledGrammar, ApiError> {
+    let turn = app.compiling.clone().acquire_owned().await;
+    let (app, room) = (app.clone(), room.clone());
+    blocking(move || {
+        let compiled = app.model.grammars.compile(&grammar);
+        // Whoever asked may have gone meanwhile, and taken their hands off both.
+        drop((turn, room));
+        compiled.map_err(|error| ApiError::refused(&error, "response_format"))
+    })
+    .await
 }
 
 fn check_size(field: &str, text: &str) -> Result<(), ApiError> {

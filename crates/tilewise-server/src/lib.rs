@@ -28,6 +28,7 @@ mod fields;
 mod gate;
 mod generation;
 mod grammars;
+mod json;
 mod metrics;
 mod parsers;
 mod prompt;

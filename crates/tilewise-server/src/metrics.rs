@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tilewise_engine::CachedTokens;
 use tilewise_engine::worker::Snapshot;
 
 /// Upper bounds of a histogram's buckets, in seconds.
@@ -47,7 +48,7 @@ pub(crate) struct Metrics {
     whole: Histogram,
     prompt_tokens: AtomicU64,
     generated_tokens: AtomicU64,
-    cached_tokens: AtomicU64,
+    cached: Mutex<CachedTokens>,
     requests: AtomicU64,
     answers: Mutex<BTreeMap<(String, u16), u64>>,
 }
@@ -63,11 +64,11 @@ impl Metrics {
     }
 
     /// Counts a request that was served whole.
-    pub(crate) fn request_done(&self, started: Instant, prompt: usize, cached: usize) {
+    pub(crate) fn request_done(&self, started: Instant, prompt: usize, cached: CachedTokens) {
         self.whole.observe(started.elapsed());
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.prompt_tokens.fetch_add(prompt as u64, Ordering::Relaxed);
-        self.cached_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) += cached;
     }
 
     /// Counts an answer of a route.
@@ -85,6 +86,7 @@ impl Metrics {
             _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value}");
         }
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let cached = *self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let counters = [
             (
                 "prompt_tokens_total",
@@ -92,7 +94,7 @@ impl Metrics {
                 count(&self.prompt_tokens),
             ),
             ("generation_tokens_total", "Tokens generated for clients.", count(&self.generated_tokens)),
-            ("cached_tokens_total", "Tokens of prompts that a cache had.", count(&self.cached_tokens)),
+            ("cached_tokens_total", "Tokens of prompts that a cache had.", cached.total() as u64),
             ("num_requests_total", "Requests that were served.", count(&self.requests)),
         ];
         for (name, help, value) in counters {
@@ -112,6 +114,17 @@ impl Metrics {
                 _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
                 histogram.write(&name, &labels, &mut out);
             }
+        }
+        _ = writeln!(
+            out,
+            "# HELP tilewise:cached_tokens_total Tokens of prompts that a cache had, by who had them."
+        );
+        _ = writeln!(out, "# TYPE tilewise:cached_tokens_total counter");
+        let CachedTokens { device, host, disk, resp, object } = cached;
+        for (tier, tokens) in
+            [("device", device), ("host", host), ("disk", disk), ("resp", resp), ("object", object)]
+        {
+            _ = writeln!(out, "tilewise:cached_tokens_total{{{labels},tier=\"{tier}\"}} {tokens}");
         }
         _ = writeln!(out, "# HELP tilewise:http_responses_total Answers by route and status.");
         _ = writeln!(out, "# TYPE tilewise:http_responses_total counter");

@@ -3,7 +3,7 @@
 use reasoning_parser::ReasoningParser;
 use tilewise_engine::tokenizer::ChatTemplate;
 
-use crate::calls::{self, Call, CallReader};
+use crate::calls::{self, CallPart, CallReader};
 use crate::{ServerConfig, ServerError};
 
 /// How the model writes calls and reasoning.
@@ -55,7 +55,7 @@ impl Parsers {
             parser.mark_think_start_stripped();
         }
         let calls = (self.reads_calls && !names.is_empty()).then(|| CallReader::new(names));
-        OutputReader { reasoning, calls, has_calls: false }
+        OutputReader { reasoning, calls }
     }
 }
 
@@ -68,14 +68,13 @@ fn new_reasoning_parser(name: &str) -> Option<Box<dyn ReasoningParser>> {
 pub(crate) struct Parsed {
     pub(crate) content: String,
     pub(crate) reasoning: String,
-    pub(crate) calls: Vec<Call>,
+    pub(crate) calls: Vec<CallPart>,
 }
 
 /// Sorts a completion's text, piece by piece.
 pub(crate) struct OutputReader {
     reasoning: Option<Box<dyn ReasoningParser>>,
     calls: Option<CallReader>,
-    has_calls: bool,
 }
 
 impl OutputReader {
@@ -107,9 +106,9 @@ impl OutputReader {
         parsed
     }
 
-    /// Whether any call was found.
+    /// Whether calls were found, and all of them whole.
     pub(crate) fn has_calls(&self) -> bool {
-        self.has_calls
+        self.calls.as_ref().is_some_and(CallReader::has_calls)
     }
 
     /// Finds calls in what is no reasoning.
@@ -117,7 +116,6 @@ impl OutputReader {
         match &mut self.calls {
             Some(reader) => {
                 let (content, calls) = reader.push(text);
-                self.has_calls |= !calls.is_empty();
                 parsed.content.push_str(&content);
                 parsed.calls.extend(calls);
             }

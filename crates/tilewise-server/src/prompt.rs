@@ -7,7 +7,7 @@ use crate::error::ApiError;
 use crate::state::App;
 
 /// Prompts of a request at most.
-const MAX_PROMPTS: usize = 128;
+pub(crate) const MAX_PROMPTS: usize = 128;
 
 /// What is continued: a text, tokens, or several of either.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]

@@ -8,12 +8,12 @@ use crate::error::ApiError;
 use crate::state::App;
 
 /// Strings that may end a text, and the bytes that they may have together: each token is compared with all of them.
-const MAX_STOPS: usize = 64;
+pub(crate) const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 4096;
 
 /// Tokens that may end a text, and tokens that may have a bias.
-const MAX_STOP_IDS: usize = 1024;
-const MAX_BIASES: usize = 1024;
+pub(crate) const MAX_STOP_IDS: usize = 1024;
+pub(crate) const MAX_BIASES: usize = 1024;
 
 /// What a request says of sampling; what it leaves out is the protocol's default.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +45,8 @@ pub(crate) struct Sampling {
 pub(crate) struct Ask {
     pub(crate) request: GenerateRequest,
     pub(crate) stop: Vec<String>,
+    /// What the text has to obey, which is still to be compiled.
+    pub(crate) grammar: Option<Grammar>,
 }
 
 impl Sampling {
@@ -77,10 +79,9 @@ impl Sampling {
         request.sampling = self.params(app)?;
         request.stop_ids.clone_from(&self.stop_ids);
         request.ignore_eos = self.ignore_eos;
-        request.grammar.clone_from(&self.grammar);
         let invalid = |error| ApiError::refused(&error, prompt_field);
         request.validate(app.model.config.vocab_size).map_err(invalid)?;
-        Ok(Ask { request, stop: self.stop.clone() })
+        Ok(Ask { request, stop: self.stop.clone(), grammar: self.grammar.clone() })
     }
 
     fn params(&self, app: &App) -> Result<SamplingParams, ApiError> {

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
+use tilewise_engine::GrammarCompiler;
 use tilewise_engine::model::{ModelConfig, ModelSource};
 use tilewise_engine::tokenizer::Tokenizer;
 use tilewise_engine::worker::{WorkerHandle, WorkerState};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::ServerConfig;
 use crate::error::ApiError;
@@ -19,12 +20,13 @@ use crate::parsers::Parsers;
 use crate::trace::Tracer;
 
 /// What routers write where a client named no model.
-const UNKNOWN_MODEL: &str = "unknown";
+pub(crate) const UNKNOWN_MODEL: &str = "unknown";
 
 /// The model that is served.
 pub(crate) struct ServedModel {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
+    pub(crate) grammars: GrammarCompiler,
     /// What each token adds to a text.
     token_bytes: Vec<Vec<u8>>,
     /// Bytes of the longest of them.
@@ -38,7 +40,8 @@ impl ServedModel {
         let token_bytes = tokenizer.token_bytes()?;
         let parsers = Parsers::choose(tokenizer.chat_template().ok(), config)?;
         let longest_token = token_bytes.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        Ok(Self { config: source.config()?, tokenizer, token_bytes, longest_token, parsers })
+        let grammars = GrammarCompiler::new(source);
+        Ok(Self { config: source.config()?, tokenizer, grammars, token_bytes, longest_token, parsers })
     }
 
     /// A token by itself, with what is no character replaced.
@@ -60,6 +63,8 @@ pub(crate) struct App {
     pub(crate) tracer: Option<Tracer>,
     /// When the model was made available, in seconds since 1970.
     pub(crate) created: u64,
+    /// Whose turn it is to compile a grammar.
+    pub(crate) compiling: Arc<Semaphore>,
     /// Completions that wait or run.
     in_flight: watch::Sender<usize>,
     draining: AtomicBool,
@@ -112,6 +117,7 @@ impl App {
     ) -> Self {
         Self {
             tracer,
+            compiling: Arc::new(Semaphore::new(1)),
             in_flight: watch::Sender::new(0),
             draining: AtomicBool::new(false),
             aborts: Mutex::default(),
@@ -241,6 +247,17 @@ impl App {
             _ => Ok(()),
         }
     }
+}
+
+/// Runs what takes longer than a task may between two awaits, such as reading a long text.
+///
+/// # Errors
+/// Those of the work, and 500 if it panics.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be prepared")))
 }
 
 /// Seconds since 1970.

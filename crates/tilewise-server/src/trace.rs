@@ -2,8 +2,15 @@
 //!
 //! The form is a few fields, so it is written here: the usual crates bring an HTTP client, gRPC and Protocol Buffers.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,13 +81,86 @@ pub(crate) enum SpanKind {
     Server = 2,
 }
 
+/// What the generations of a request took together.
+#[derive(Debug, Default)]
+pub(crate) struct SpanUsage {
+    prompt_tokens: AtomicUsize,
+    completion_tokens: AtomicUsize,
+    cached_tokens: AtomicUsize,
+    has_failed: AtomicBool,
+}
+
+impl SpanUsage {
+    /// Adds a generation that is over.
+    pub(crate) fn add(&self, prompt: usize, completion: usize, cached: usize, has_failed: bool) {
+        self.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+        self.completion_tokens.fetch_add(completion, Ordering::Relaxed);
+        self.cached_tokens.fetch_add(cached, Ordering::Relaxed);
+        self.has_failed.fetch_or(has_failed, Ordering::Relaxed);
+    }
+}
+
+/// The span of a request, which ends and is sent when this is dropped.
+pub(crate) struct RequestSpan {
+    pub(crate) tracer: Tracer,
+    /// All that is known with the head of the answer.
+    pub(crate) span: Span,
+    pub(crate) started: Instant,
+    pub(crate) usage: Arc<SpanUsage>,
+}
+
+impl Drop for RequestSpan {
+    fn drop(&mut self) {
+        let span = &mut self.span;
+        let of = |tokens: &AtomicUsize| tokens.load(Ordering::Relaxed);
+        let SpanUsage { prompt_tokens, completion_tokens, cached_tokens, has_failed } = &*self.usage;
+        if of(prompt_tokens) > 0 {
+            span.attributes.extend([
+                ("gen_ai.usage.input_tokens", of(prompt_tokens).into()),
+                ("gen_ai.usage.output_tokens", of(completion_tokens).into()),
+                ("tilewise.cached_tokens", of(cached_tokens).into()),
+            ]);
+        }
+        span.is_error |= has_failed.load(Ordering::Relaxed);
+        span.duration = self.started.elapsed();
+        self.tracer.send(span);
+    }
+}
+
+/// The body of an answer: its span ends with its last byte, or when nobody takes any more of it.
+pub(crate) struct Spanned {
+    /// Dropped first, and with it the generations that the span counts.
+    pub(crate) body: Body,
+    pub(crate) _span: RequestSpan,
+}
+
+impl HttpBody for Spanned {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 enum Message {
     Span(Box<Value>),
     Flush(oneshot::Sender<()>),
 }
 
 /// Sends spans to a collector.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Tracer(mpsc::Sender<Message>);
 
 impl Tracer {

@@ -297,6 +297,14 @@ pub(crate) fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> 
     Ok(())
 }
 
+/// Checks that a tensor is a row of ids.
+pub(crate) fn ids(op: &'static str, ids: &Tensor) -> Result<()> {
+    if ids.dtype() != DType::U32 || ids.shape().len() != 1 {
+        return Err(Error::shape(op, format!("{ids:?} is no row of ids")));
+    }
+    Ok(())
+}
+
 /// Checks that there is a draw for each row of logits.
 pub(crate) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<()> {
     if logits.shape().len() != 2 || logits.rows() != draws.len() || logits.row_len() == 0 {

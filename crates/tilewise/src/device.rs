@@ -127,6 +127,8 @@ pub struct Counts {
     pub submissions: u64,
     /// Results read back to the host.
     pub downloads: u64,
+    /// Kernels compiled.
+    pub kernels: u64,
 }
 
 /// A device that runs transformer layers.
@@ -421,6 +423,27 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Shape`] if there is not one draw for each row, [`Error::Device`] if the device failed.
     fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Result<Sampled, NotFinite>>>;
+
+    /// The tokens of [`Device::sample`] as `ids`, u32, which are as many then: [`Device::embed`] takes them before the host
+    /// knows them. Token 0 stands for a row that is not finite. Waits for nothing where the device has a queue.
+    ///
+    /// # Errors
+    /// As [`Device::sample`], and [`Error::Shape`] if there is no room for them.
+    fn sample_ids(&self, logits: &Tensor, draws: &[Draw], ids: &mut Tensor) -> Result<()> {
+        let sampled = self.sample(logits, draws)?.into_iter();
+        let tokens: Vec<u32> = sampled.map(|sampled| sampled.map_or(0, |sampled| sampled.id)).collect();
+        self.write(HostTensor::u32(&[tokens.len()], &tokens)?, ids)
+    }
+
+    /// What [`Device::sample_ids`] left in each of `ids`. Waits for the device once, where it has a queue.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    fn read_ids(&self, ids: &[&Tensor]) -> Result<Vec<Vec<u32>>> {
+        // Tokens are fewer than the integers that f32 holds.
+        let read = |ids: &&Tensor| Ok(self.download(ids)?.into_iter().map(|id| id as u32).collect());
+        ids.iter().map(read).collect()
+    }
 
     /// Waits until everything asked for so far is done.
     ///

@@ -6,7 +6,7 @@ mod common;
 use common::Tested;
 use testkit::random::Random;
 use tilewise::backend::cpu::CpuDevice;
-use tilewise::{Device, Draw, HostTensor, NotFinite, Sampled, reference};
+use tilewise::{DType, Device, Draw, HostTensor, NotFinite, Sampled, reference};
 
 fn sample(device: &dyn Device, rows: &[Vec<f32>], draws: &[Draw]) -> Vec<Result<Sampled, NotFinite>> {
     let len = rows[0].len();
@@ -279,5 +279,36 @@ fn draws_that_do_not_fit_the_logits_are_refused() {
         {
             assert!(device.sample(&logits, &[Draw::GREEDY, bad]).is_err(), "{name}: {bad:?}");
         }
+    }
+}
+
+#[test]
+fn tokens_that_stay_on_a_device_are_those_that_come_back() {
+    let mut random = Random::new(11);
+    for Tested { name, device, .. } in common::cpus().iter().chain(common::gpus()) {
+        let mut rows: Vec<Vec<f32>> = (0..5).map(|_| logits(&mut random, 300)).collect();
+        rows[2][7] = f32::NAN;
+        let draw = |_| Draw { temperature: 1.0, chance: chance(&mut random), top_p: 0.9, ..Draw::GREEDY };
+        let draws: Vec<Draw> = (0..5).map(draw).collect();
+        let want: Vec<u32> =
+            sample(&**device, &rows, &draws).into_iter().map(|s| s.map_or(0, |s| s.id)).collect();
+        let given = device.upload(HostTensor::f32(&[5, 300], &rows.concat()).unwrap()).unwrap();
+        // A table whose row says which it is.
+        let row = |id: usize| [id as f32; 8];
+        let table: Vec<f32> = (0..300).flat_map(row).collect();
+        let table = HostTensor::f32(&[300, 8], &table).unwrap();
+        let table = device.pack_linear(&[table], None, DType::F32).unwrap();
+        let mut ids = device.alloc(&[9], DType::U32).unwrap();
+        device.sample_ids(&given, &draws, &mut ids).unwrap();
+        let mut out = device.alloc(&[5, 8], DType::F32).unwrap();
+        device.embed(&table, &ids, &mut out).unwrap();
+        let embedded: Vec<u32> = device.download(&out).unwrap().chunks(8).map(|row| row[0] as u32).collect();
+        assert_eq!((embedded, ids.rows()), (want.clone(), 5), "{name}");
+        // Those of the first two rows, and of all.
+        let two = device.upload(HostTensor::f32(&[2, 300], &rows[..2].concat()).unwrap()).unwrap();
+        let mut others = device.alloc(&[2], DType::U32).unwrap();
+        device.sample_ids(&two, &draws[..2], &mut others).unwrap();
+        assert_eq!(device.read_ids(&[&ids, &others]).unwrap(), [want.clone(), want[..2].to_vec()], "{name}");
+        assert!(device.sample_ids(&given, &draws, &mut others).is_err(), "{name}: there is no room");
     }
 }

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::tokenizer::{ChatMessage, TextStream, Tokenizer};
 use tilewise_engine::{
-    CachedTokens, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Grammar, KvBudget,
-    SamplingParams, SpeculationStats,
+    CachedTokens, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Grammar, GrammarCompiler,
+    KvBudget, SamplingParams, SpeculationStats,
 };
 
 use crate::args::{Format, GenerateArgs};
@@ -60,7 +60,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
         ..SamplingParams::default()
     };
     request.sampling.validate()?;
-    request.grammar = args.json_schema.as_deref().map(read_schema).transpose()?;
+    if let Some(schema) = args.json_schema.as_deref() {
+        request.grammar = Some(GrammarCompiler::new(&source).compile(&read_schema(schema)?)?);
+    }
     if tokenizer.is_none() && !args.stop.is_empty() {
         return Err(CliError::Usage("--stop needs a tokenizer, which the model has not".to_owned()));
     }

@@ -1,5 +1,6 @@
 """Two workers behind each router: what docs/scale.md promises of them."""
 
+import contextlib
 import time
 
 import pytest
@@ -150,3 +151,46 @@ def test_a_worker_that_drains_fails_nobody(new_fleet):
     failed = [outcome for outcome in traffic.outcomes if not outcome.is_whole]
     assert not failed, failed
     assert sum(outcome.ended > told for outcome in traffic.outcomes) > 9
+
+
+@contextlib.contextmanager
+def full(worker, room):
+    """Keeps a worker busy with as many completions as it has room for."""
+    body = {"prompt": "def add(a, b):", "n": room, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with requests.post(worker.url + "/v1/completions", json=body, stream=True, timeout=60):
+        wait_until(lambda: worker.running() == room, "it is full")
+        yield
+
+
+@pytest.fixture(params=ROUTERS)
+def small_fleet(request):
+    """A router before workers that have room for eight completions each."""
+    small = ["--max-requests", "8"]
+    with Worker(*small) as one, Worker(*small) as two, Router(request.param, [one, two]) as router:
+        yield router, [one, two]
+
+
+def test_what_a_full_worker_refuses_is_done_by_another_or_told(small_fleet):
+    router, (one, two) = small_fleet
+
+    def asked(url, index):
+        body = {"model": MODEL, "prompt": prefix(index), "max_tokens": 4, "temperature": 0}
+        return requests.post(url + "/v1/completions", json=body, timeout=60)
+
+    def is_told(answer):
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1, answer.text
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+    with full(one, 8):
+        is_told(asked(one.url, 0))
+        answers = [asked(router.url, index) for index in range(8)]
+        refused = [answer for answer in answers if answer.status_code != 200]
+        print(f"{router.name}: {len(refused)} of {len(answers)} refused while one of two workers is full")
+        # One replays what was refused elsewhere; the other does so for some and learns to leave the full one alone.
+        assert len(refused) < (1 if router.name == "smg" else len(answers))
+        for answer in refused:
+            is_told(answer)
+        with full(two, 8):
+            is_told(asked(router.url, 8))
+            assert one.running() == two.running() == 8, "both were full all the time"
+    wait_until(lambda: asked(router.url, 9).status_code == 200, "there is room again")

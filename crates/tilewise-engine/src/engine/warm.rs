@@ -8,6 +8,7 @@ use super::Engine;
 use crate::grammar::AllowedTokens;
 use crate::model::Forward;
 use crate::scheduler::{BatchPlan, ScheduledSequence};
+use crate::speculate::{MAX_STEP_DRAFTS, Speculator};
 use crate::{RequestId, Result, SamplingParams};
 
 impl Engine {
@@ -21,16 +22,15 @@ impl Engine {
         if !self.device.compiles_kernels() || self.has_work() || !is_fresh {
             return Ok(());
         }
-        let room = self.pages.num_pages() * self.kv.config.page_size;
-        let longest = self.limits.max_batch_tokens.min(self.model.config().max_positions).min(room);
+        let (page_size, num_pages) = (self.kv.config.page_size, self.pages.num_pages());
+        let room = self.limits.max_batch_tokens.min(num_pages * page_size);
         let most = self.limits.max_logits_rows.min(self.limits.max_batch_tokens);
-        let mut rows = 1;
-        while rows <= most {
-            self.run_unseen(&vec![1; rows])?;
-            rows *= 2;
+        for lengths in batches(most, room.min(self.model.config().max_positions)) {
+            self.run_unseen(&lengths)?;
         }
-        for tokens in [longest.min(48), longest.min(256), longest] {
-            self.run_unseen(&[tokens])?;
+        let Some(drafter) = self.speculator.as_mut().and_then(Speculator::model_mut) else { return Ok(()) };
+        for lengths in batches(most.min(MAX_STEP_DRAFTS), room.min(drafter.room_after(0))) {
+            drafter.run_unseen(&*self.device, &unseen(&lengths, page_size, num_pages))?;
         }
         Ok(())
     }
@@ -40,11 +40,25 @@ impl Engine {
         let batch = unseen(lengths, self.kv.config.page_size, self.pages.num_pages());
         let plans = self.plan_attention(&batch)?;
         let device = &*self.device;
-        self.model.forward(&mut Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv })?;
+        self.model.forward(&mut Forward {
+            device,
+            batch: &batch,
+            ids: None,
+            plans: &plans,
+            kv: &mut self.kv,
+        })?;
         let logits = self.model.logits(device, &batch.logits_rows)?;
         self.sampler.sample(device, logits, &batch, &AllowedTokens::default())?;
         Ok(())
     }
+}
+
+/// Tokens of each sequence of batches that show how kernels are chosen: up to `most` sequences that generate, and prompts of
+/// up to `longest` tokens.
+fn batches(most: usize, longest: usize) -> Vec<Vec<usize>> {
+    let decodes = std::iter::successors(Some(1), |rows| Some(rows * 2)).take_while(|&rows| rows <= most);
+    let prompts = [longest.min(48), longest.min(256), longest].map(|tokens| vec![tokens]);
+    decodes.map(|rows| vec![1; rows]).chain(prompts).collect()
 }
 
 /// A batch in pages that nobody holds yet; some sequences draw at random.

@@ -22,6 +22,8 @@ pub struct Forward<'a> {
     pub device: &'a dyn Device,
     /// The tokens.
     pub batch: &'a BatchPlan,
+    /// Their ids, where the host does not know them: those of the batch mean nothing then.
+    pub ids: Option<&'a Tensor>,
     /// The attention of this batch, in the order of [`Model::attention`].
     pub plans: &'a [AttentionPlan],
     /// The keys and values so far; those of the new tokens are appended.

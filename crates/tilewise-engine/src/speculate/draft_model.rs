@@ -4,16 +4,17 @@
 //! the large model. Each page knows how many of its slots, from the front, the draft model has filled since the large
 //! model wrote them: whatever is missing, for whatever reason, is computed before the next draft.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use tilewise::{AttentionParams, BatchLayout, Device, Draw, KvCache, PageTable};
+use tilewise::{AttentionParams, BatchLayout, DType, Device, Draw, KvCache, PageTable, Tensor};
 
 use crate::Result;
 use crate::cache::PageId;
 use crate::model::{Forward, Model};
 use crate::sampler::draw;
-use crate::scheduler::{BatchPlan, Scheduler};
+use crate::scheduler::{BatchPlan, ScheduledSequence, Scheduler};
 
 /// A model that guesses what a larger one draws.
 pub(crate) struct DraftModel {
@@ -22,6 +23,8 @@ pub(crate) struct DraftModel {
     attention: Vec<AttentionParams>,
     /// Of each page.
     filled: Vec<u32>,
+    /// The first drafts of all sequences, the second, and so on, on the device.
+    drawn: Vec<Tensor>,
     max_batch_tokens: usize,
 }
 
@@ -32,8 +35,7 @@ struct Part<'a> {
     /// The position of the first of `tokens`, which the model computes next.
     start: usize,
     tokens: Vec<u32>,
-    drafts: Vec<u32>,
-    /// How many of them are asked for.
+    /// How many drafts are asked for.
     wanted: usize,
 }
 
@@ -42,7 +44,7 @@ impl DraftModel {
     pub(crate) fn new(model: Box<dyn Model>, kv: KvCache, max_batch_tokens: usize) -> Self {
         let attention = model.attention(kv.config.dtype);
         let filled = vec![0; kv.config.num_pages];
-        Self { model, kv, attention, filled, max_batch_tokens }
+        Self { model, kv, attention, filled, drawn: Vec::new(), max_batch_tokens }
     }
 
     /// How many tokens may follow a text of `tokens` in the model's context.
@@ -56,7 +58,7 @@ impl DraftModel {
     }
 
     /// Fills in the drafts of a batch, one after the other, and takes over its prompts. Returns how many times the model
-    /// ran. Drafts that it cannot make stay as they are.
+    /// ran. Drafts that it cannot make stay as they are. A draft follows the one before it on the device: all are read once.
     ///
     /// A draft is drawn as its token will be, with the same random number: then equal distributions draw equal tokens.
     ///
@@ -73,23 +75,27 @@ impl DraftModel {
         copies.iter().for_each(|&(from, to)| self.filled[to as usize] = self.filled[from as usize]);
         let layout = batch.layout.clone();
         let mut parts = self.parts(scheduler, batch, &layout);
-        let (mut runs, mut complete) = (0, Vec::new());
-        while !parts.is_empty() {
-            let mut drawn = self.run(device, batch, &parts)?.into_iter();
-            runs += 1;
-            for part in &mut parts {
-                part.start += part.tokens.len();
-                self.fill(part.pages, part.start);
-                part.tokens = if part.wanted > 0 { drawn.by_ref().take(1).collect() } else { Vec::new() };
-                part.drafts.extend_from_slice(&part.tokens);
-            }
-            let is_over = |part: &mut Part<'_>| part.drafts.len() == part.wanted;
-            complete.extend(parts.extract_if(.., is_over).filter(|part| part.wanted > 0));
+        // Then the drafts of those that go on are the first that were drawn.
+        parts.sort_by_key(|part| Reverse(part.wanted));
+        let Some(first) = parts.first() else { return Ok(0) };
+        let levels = first.wanted;
+        let drafting = |level| parts.iter().take_while(|part| part.wanted > level).count();
+        let rows: Vec<usize> = (0..levels).map(drafting).collect();
+        self.room(device, levels)?;
+        self.run(device, batch, &mut parts, 0)?;
+        for level in 1..levels {
+            self.drawn[level - 1].set_rows(rows[level])?;
+            self.run(device, batch, &mut parts[..rows[level]], level)?;
         }
-        for part in complete {
-            scheduler.replace_drafts(batch, part.place, &part.drafts);
+        for (drawn, &rows) in self.drawn.iter_mut().zip(&rows) {
+            drawn.set_rows(rows)?;
         }
-        Ok(runs)
+        let drawn = device.read_ids(&self.drawn[..levels].iter().collect::<Vec<_>>())?;
+        for (row, part) in parts.iter().take_while(|part| part.wanted > 0).enumerate() {
+            let drafts: Vec<u32> = drawn[..part.wanted].iter().map(|drawn| drawn[row]).collect();
+            scheduler.replace_drafts(batch, part.place, &drafts);
+        }
+        Ok(levels.max(1))
     }
 
     /// Notes what the large model is about to write, and collects what there is to do: prompts, and what sequences with
@@ -129,14 +135,7 @@ impl DraftModel {
             written.extend(own);
             room -= stop - start;
             let wanted = if stop == end { scheduled.num_drafts } else { 0 };
-            parts.push(Part {
-                place,
-                pages,
-                start,
-                tokens: tokens[start..stop].to_vec(),
-                drafts: Vec::new(),
-                wanted,
-            });
+            parts.push(Part { place, pages, start, tokens: tokens[start..stop].to_vec(), wanted });
         }
         parts
     }
@@ -149,8 +148,15 @@ impl DraftModel {
         }
     }
 
-    /// Computes the tokens of all parts, and draws the next draft of those that want one.
-    fn run(&mut self, device: &dyn Device, batch: &BatchPlan, parts: &[Part<'_>]) -> Result<Vec<u32>> {
+    /// Computes the tokens of parts, which are the drafts of the level before from the second on, and draws the drafts of a
+    /// level for those that want one.
+    fn run(
+        &mut self,
+        device: &dyn Device,
+        batch: &BatchPlan,
+        parts: &mut [Part<'_>],
+        level: usize,
+    ) -> Result<()> {
         let mut qo_indptr = vec![0];
         let mut table = PageTable { page_size: self.kv.config.page_size, indptr: vec![0], pages: Vec::new() };
         let (mut token_ids, mut positions, mut kv_len) = (Vec::new(), Vec::new(), Vec::new());
@@ -166,11 +172,11 @@ impl DraftModel {
             let scheduled = &batch.sequences[part.place];
             if let Some(params) = scheduled.sampling.as_ref().filter(|_| part.wanted > 0) {
                 logits_rows.push(token_ids.len() as u32 - 1);
-                draws.push(Draw {
-                    logprob: false,
-                    ..draw(params, scheduled.next_position + part.drafts.len() as u64)
-                });
+                draws.push(Draw { logprob: false, ..draw(params, scheduled.next_position + level as u64) });
             }
+            self.fill(part.pages, end);
+            // The next token is on the device.
+            (part.start, part.tokens) = (end, vec![0]);
         }
         let layout = Arc::new(BatchLayout::paged(qo_indptr, kv_len, table)?);
         let batch = BatchPlan {
@@ -183,16 +189,48 @@ impl DraftModel {
             copies: Vec::new(),
             sequences: Vec::new(),
         };
+        self.compute(device, &batch, &draws, level)
+    }
+
+    /// Runs a batch whose drafts nobody gets, so that its kernels are compiled.
+    ///
+    /// # Errors
+    /// What the device's operations return.
+    pub(crate) fn run_unseen(&mut self, device: &dyn Device, batch: &BatchPlan) -> Result<()> {
+        let draw = |scheduled: &ScheduledSequence| {
+            let params = scheduled.sampling.as_ref()?;
+            Some(Draw { logprob: false, ..draw(params, scheduled.next_position) })
+        };
+        let draws: Vec<Draw> = batch.sequences.iter().filter_map(draw).collect();
+        self.room(device, 1)?;
+        self.compute(device, batch, &draws, 0)
+    }
+
+    /// Has room for the drafts of so many levels.
+    fn room(&mut self, device: &dyn Device, levels: usize) -> Result<()> {
+        while self.drawn.len() < levels {
+            self.drawn.push(device.alloc(&[self.max_batch_tokens], DType::U32)?);
+        }
+        Ok(())
+    }
+
+    /// Computes a batch, after the first level from the drafts before, and draws the drafts of a level from its logits.
+    fn compute(
+        &mut self,
+        device: &dyn Device,
+        batch: &BatchPlan,
+        draws: &[Draw],
+        level: usize,
+    ) -> Result<()> {
         let plan = |params| device.plan_attention(params, &batch.layout, None);
         let plans: Vec<_> = self.attention.iter().map(plan).collect::<tilewise::Result<_>>()?;
-        let mut forward = Forward { device, batch: &batch, plans: &plans, kv: &mut self.kv };
-        self.model.forward(&mut forward)?;
-        if draws.is_empty() {
-            return Ok(Vec::new());
+        let ids = level.checked_sub(1).map(|before| &self.drawn[before]);
+        self.model.forward(&mut Forward { device, batch, ids, plans: &plans, kv: &mut self.kv })?;
+        if !draws.is_empty() {
+            let logits = self.model.logits(device, &batch.logits_rows)?;
+            // A draft that cannot be drawn is no error: any token will do, and the large model draws its own.
+            device.sample_ids(logits, draws, &mut self.drawn[level])?;
         }
-        let logits = self.model.logits(device, &batch.logits_rows)?;
-        // A draft that cannot be drawn is no error: any token will do, and the large model draws its own.
-        let drawn = device.sample(logits, &draws)?.into_iter();
-        Ok(drawn.map(|drawn| drawn.map_or(0, |sampled| sampled.id)).collect())
+        Ok(())
     }
 }

@@ -23,7 +23,7 @@ use crate::scheduler::{BatchPlan, Scheduler};
 use crate::{Event, RequestId, Result, Speculation};
 
 /// Drafts that one step verifies at most: each takes a row of logits.
-const MAX_STEP_DRAFTS: usize = 64;
+pub(crate) const MAX_STEP_DRAFTS: usize = 64;
 
 /// Drafts that a step of so many sequences verifies at most.
 pub(crate) fn max_step_drafts(config: &Speculation, max_running: usize) -> usize {
@@ -203,6 +203,11 @@ impl Speculator {
                 text.acceptance.learn(matched, index > 0, right, chain.num_drafts);
             }
         }
+    }
+
+    /// The model that makes the drafts, if one does.
+    pub(crate) fn model_mut(&mut self) -> Option<&mut DraftModel> {
+        self.model.as_mut()
     }
 
     /// Notes that pages hold what the draft model has not computed.

@@ -7,12 +7,11 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::blocking;
 use super::generate::TokenIds;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::{On, OneOrMany};
-use crate::state::App;
+use crate::state::{App, blocking};
 
 /// What is turned into text.
 #[derive(Debug, Deserialize, ToSchema)]

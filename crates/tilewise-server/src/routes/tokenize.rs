@@ -7,12 +7,11 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::blocking;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
 use crate::prompt::encode;
-use crate::state::App;
+use crate::state::{App, blocking};
 
 /// What is turned into tokens.
 #[derive(Debug, Deserialize, ToSchema)]

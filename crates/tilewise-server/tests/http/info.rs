@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use tilewise_engine::KvBudget;
+use tilewise_engine::cache::tiers::TierConfig;
+
 use crate::common::{server, start};
 
 #[test]
@@ -74,6 +77,29 @@ fn metrics_count_what_was_served_in_the_names_of_both_engines() {
 }
 
 #[test]
+fn metrics_say_which_tier_had_the_tokens_of_a_prompt() {
+    let server = start(|_, engine| {
+        engine.tiers = vec![TierConfig::Host { bytes: 64 << 20 }];
+        engine.kv = KvBudget::Tokens(2048);
+    });
+    let body = json!({ "prompt": (500..1100).collect::<Vec<u32>>(), "max_tokens": 1 });
+    let cached =
+        || server.ask("/v1/completions", &body)["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    assert_eq!(cached(), 0);
+    let on_the_device = cached().as_u64().unwrap();
+    assert_eq!(server.send("POST", "/flush_cache", &[], b"").status, 200);
+    // Two chunks of 256 tokens.
+    assert_eq!(cached(), 512);
+    let text = server.get("/metrics").text();
+    let tokens = |tier: &str| {
+        let name = format!("tilewise:cached_tokens_total{{model_name=\"demo\",tier=\"{tier}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or_else(|| panic!("{name}\n{text}"))
+    };
+    assert_eq!(tokens("device"), on_the_device.to_string());
+    assert_eq!(["host", "disk", "resp", "object"].map(tokens), ["512", "0", "0", "0"]);
+}
+
+#[test]
 fn a_flushed_cache_has_no_prefix() {
     let server = start(|_, _| {});
     let body = json!({ "prompt": (500..600).collect::<Vec<u32>>(), "max_tokens": 1 });
@@ -110,6 +136,34 @@ fn the_description_names_every_endpoint_and_its_errors() {
     for name in named {
         assert!(schemas.contains_key(&name), "{name} is not described");
     }
+}
+
+#[test]
+fn the_description_says_where_the_bounds_of_this_model_are() {
+    let description = server().get("/openapi.json").json();
+    for (place, bound) in [
+        ("CompletionRequest/required", json!(["prompt"])),
+        ("CompletionRequest/properties/max_tokens/maximum", json!(1023)),
+        ("CompletionRequest/properties/stop/anyOf/1/minLength", json!(1)),
+        ("CompletionRequest/properties/stop/anyOf/2/maxItems", json!(64)),
+        ("CompletionRequest/properties/logit_bias/additionalProperties/maximum", json!(100)),
+        ("SamplingParams/properties/max_new_tokens/maximum", json!(1023)),
+        ("Prompt/anyOf/1/items/maximum", json!(4095)),
+        ("Prompt/anyOf/2/maxItems", json!(128)),
+        ("ChatRequest/properties/model/enum/0", json!("demo")),
+        ("AbortRequest/oneOf/0/properties/rid/minLength", json!(1)),
+    ] {
+        let found = description.pointer(&format!("/components/schemas/{place}"));
+        assert_eq!(found, Some(&bound), "{place}");
+    }
+    let path = "/v1/completions";
+    server().ask(path, &json!({ "prompt": [4095], "max_tokens": 1, "stop": vec!["x"; 64] }));
+    server().refused(path, &json!({ "prompt": [4096] }), "prompt");
+    server().refused(path, &json!({ "prompt": [4095], "max_tokens": 1024 }), "prompt");
+    server().refused(path, &json!({ "prompt": "x", "stop": vec!["x"; 65] }), "stop");
+    server().refused(path, &json!({ "prompt": "x", "repetition_penalty": 1e-7 }), "repetition_penalty");
+    server().refused("/abort_request", &json!({ "rid": "" }), "rid");
+    server().refused("/abort_request", &json!({ "rid": "x", "abort_all": true }), "rid");
 }
 
 /// Names of schemas that are referred to.

@@ -6,6 +6,7 @@ mod chat;
 mod common;
 mod completions;
 mod generate;
+mod grammars;
 mod info;
 mod limits;
 mod load;

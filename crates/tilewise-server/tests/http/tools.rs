@@ -51,12 +51,31 @@ fn a_call_that_is_required_is_one_of_the_tools_by_its_schema() {
             (&deltas[0]["function"]["name"], &deltas[0]["type"]),
             (&call["function"]["name"], &json!("function"))
         );
+        assert!(deltas.len() > 5, "the arguments come in pieces: {deltas:?}");
+        for delta in &deltas[1..] {
+            assert!(delta.get("id").is_none() && delta["function"].get("name").is_none(), "{delta}");
+            assert_eq!(delta["index"], 0);
+        }
         let streamed: String =
             deltas.iter().map(|delta| delta["function"]["arguments"].as_str().unwrap()).collect();
         assert_eq!(streamed, call["function"]["arguments"].as_str().unwrap());
         assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
     }
     server().wait_idle();
+}
+
+#[test]
+fn a_call_that_breaks_off_has_what_came_and_does_not_end_as_a_call() {
+    let mut body = body(&json!("required"));
+    let whole = server().ask(PATH, &body);
+    body["max_tokens"] = json!(whole["usage"]["completion_tokens"].as_u64().unwrap() - 12);
+    let cut = server().ask(PATH, &body)["choices"][0].clone();
+    assert_eq!(cut["finish_reason"], "length", "{cut}");
+    let arguments = |choice: &Value| {
+        choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap().to_owned()
+    };
+    let (cut, whole) = (arguments(&cut), arguments(&whole["choices"][0]));
+    assert!(whole.starts_with(&cut) && cut.len() < whole.len(), "{cut} of {whole}");
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl Model for Decoder {
         let positions = cx.batch.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.rope.reserve(device, positions)?;
         act.begin(device, cx.batch)?;
-        device.embed(&self.embedding, &act.ids, &mut act.hidden)?;
+        device.embed(&self.embedding, cx.ids.unwrap_or(&act.ids), &mut act.hidden)?;
         for (layer, kv) in self.layers.iter().zip(&mut cx.kv.layers) {
             let (plan, rope) = (&cx.plans[0], self.rope.table());
             layer.forward(&mut LayerCx { device, plan, rope, kv, activations: &mut *act })?;

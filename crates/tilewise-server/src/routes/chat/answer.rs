@@ -65,9 +65,9 @@ pub(crate) struct ToolCall {
 /// A function and what it is called with.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CalledFunction {
-    pub(crate) name: String,
+    name: String,
     /// JSON as text.
-    pub(crate) arguments: String,
+    arguments: String,
 }
 
 /// A part of an answer as it comes.
@@ -106,15 +106,26 @@ pub(crate) struct Delta {
     pub(crate) tool_calls: Vec<ToolCallDelta>,
 }
 
-/// A call, which comes whole.
+/// A part of a call; the first one says which function.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ToolCallDelta {
+    /// Which of the calls.
     pub(crate) index: usize,
-    pub(crate) id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
     /// `function`.
-    #[serde(rename = "type")]
-    pub(crate) kind: &'static str,
-    pub(crate) function: CalledFunction,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<&'static str>,
+    pub(crate) function: FunctionDelta,
+}
+
+/// A function, and more of what it is called with.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// More of JSON as text.
+    pub(crate) arguments: String,
 }
 
 /// How probable the tokens were.
@@ -154,14 +165,27 @@ impl ChatLogprobs {
     }
 }
 
+impl AnswerMessage {
+    /// Adds the next part of a call.
+    fn append_call(&mut self, ToolCallDelta { id, kind, function, .. }: ToolCallDelta) {
+        let FunctionDelta { name, arguments } = function;
+        match (id, kind, name, self.tool_calls.last_mut()) {
+            (Some(id), Some(kind), Some(name), _) => {
+                self.tool_calls.push(ToolCall { id, kind, function: CalledFunction { name, arguments } });
+            }
+            (_, _, _, Some(last)) => last.function.arguments.push_str(&arguments),
+            _ => {}
+        }
+    }
+}
+
 impl ChatChoice {
     /// Adds the next part.
     pub(crate) fn append(&mut self, part: ChunkChoice) {
         let Delta { content, reasoning_content, tool_calls, .. } = part.delta;
         append(&mut self.message.content, content);
         append(&mut self.message.reasoning_content, reasoning_content);
-        let whole = |call: ToolCallDelta| ToolCall { id: call.id, kind: call.kind, function: call.function };
-        self.message.tool_calls.extend(tool_calls.into_iter().map(whole));
+        tool_calls.into_iter().for_each(|part| self.message.append_call(part));
         if let Some(more) = part.logprobs {
             self.logprobs.get_or_insert_default().content.extend(more.content);
         }

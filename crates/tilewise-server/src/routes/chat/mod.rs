@@ -9,13 +9,12 @@ use axum::extract::State;
 use axum::response::Response;
 use tilewise_engine::tokenizer::ChatInput;
 
-use answer::{CalledFunction, ChatChoice, ChatLogprobs, ChunkChoice, Delta, ToolCallDelta};
+use answer::{ChatChoice, ChatLogprobs, ChunkChoice, Delta, FunctionDelta, ToolCallDelta};
 pub(crate) use answer::{ChatChunk, ChatCompletion};
 pub(crate) use request::ChatRequest;
 
-use super::blocking;
 use crate::body::{Json, json};
-use crate::calls::Call;
+use crate::calls::CallPart;
 use crate::error::ApiError;
 use crate::fields::Usage;
 use crate::generation::{Batch, End, Generation, News, Token};
@@ -23,7 +22,7 @@ use crate::parsers::{OutputReader, Parsed};
 use crate::prompt::{check_length, encode};
 use crate::sampling::Ask;
 use crate::sse::{self, Events};
-use crate::state::{App, now};
+use crate::state::{App, blocking, now};
 use crate::tools::Tools;
 
 /// Continues a conversation.
@@ -163,19 +162,22 @@ impl Answer {
 
     fn delta(&mut self, index: usize, parsed: Parsed, token: Option<&Token>) -> ChunkChoice {
         let some = |text: String| (!text.is_empty()).then_some(text);
-        let first = self.calls[index];
-        self.calls[index] += parsed.calls.len();
-        let call = |(index, call): (usize, Call)| ToolCallDelta {
-            index,
-            id: self.app.new_name("call_"),
-            kind: "function",
-            function: CalledFunction { name: call.name, arguments: call.arguments },
+        let calls = &mut self.calls[index];
+        let call = |CallPart { name, arguments }| {
+            let is_first = name.is_some();
+            *calls += usize::from(is_first);
+            ToolCallDelta {
+                index: *calls - 1,
+                id: is_first.then(|| self.app.new_name("call_")),
+                kind: is_first.then_some("function"),
+                function: FunctionDelta { name, arguments },
+            }
         };
         let delta = Delta {
             role: None,
             content: some(parsed.content),
             reasoning_content: some(parsed.reasoning),
-            tool_calls: (first..).zip(parsed.calls).map(call).collect(),
+            tool_calls: parsed.calls.into_iter().map(call).collect(),
         };
         let logprobs = token.filter(|_| self.has_logprobs).map(|token| ChatLogprobs::of(&self.app, token));
         ChunkChoice { index, delta, logprobs, ..ChunkChoice::default() }

@@ -23,7 +23,7 @@ const MAX_MESSAGES: usize = 4096;
 pub(crate) struct ChatRequest {
     pub(crate) model: Option<String>,
     /// What was said.
-    #[schema(min_items = 1)]
+    #[schema(min_items = 1, max_items = 4096)]
     pub(crate) messages: Vec<Message>,
     #[schema(minimum = 1)]
     max_tokens: Option<u64>,
@@ -32,7 +32,7 @@ pub(crate) struct ChatRequest {
     max_completion_tokens: Option<u64>,
     #[schema(minimum = 0)]
     temperature: Option<f32>,
-    #[schema(minimum = 0, maximum = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// -1 for all.
     top_k: Option<i64>,
@@ -53,7 +53,7 @@ pub(crate) struct ChatRequest {
     presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     /// Added to the logits of tokens, by their ids.
     logit_bias: Option<BTreeMap<String, f32>>,
@@ -61,6 +61,7 @@ pub(crate) struct ChatRequest {
     sampling_seed: Option<i64>,
     response_format: Option<ResponseFormat>,
     regex: Option<String>,
+    #[schema(max_items = 128)]
     pub(crate) tools: Option<Vec<ToolDefinition>>,
     pub(crate) tool_choice: Option<ToolChoice>,
     pub(crate) parallel_tool_calls: Option<bool>,

@@ -13,12 +13,11 @@ pub(crate) use answer::{Completion, LEAST};
 use answer::{CompletionChoice, CompletionLogprobs};
 pub(crate) use request::CompletionRequest;
 
-use super::blocking;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::generation::{Batch, Generation, News};
 use crate::sse::{self, Events};
-use crate::state::{App, now};
+use crate::state::{App, blocking, now};
 
 /// Continues texts.
 #[utoipa::path(

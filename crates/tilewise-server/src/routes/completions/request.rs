@@ -27,7 +27,7 @@ pub(crate) struct CompletionRequest {
     max_tokens: Option<u64>,
     #[schema(minimum = 0)]
     temperature: Option<f32>,
-    #[schema(minimum = 0, maximum = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// -1 for all.
     top_k: Option<i64>,
@@ -51,7 +51,7 @@ pub(crate) struct CompletionRequest {
     presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     /// Added to the logits of tokens, by their ids.
     logit_bias: Option<BTreeMap<String, f32>>,

@@ -32,19 +32,19 @@ pub(crate) struct MetaInfo {
     /// Seconds since the request was accepted.
     pub(crate) e2e_latency: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) input_token_logprobs: Option<Vec<TokenLogprob>>,
+    pub(crate) input_token_logprobs: Option<Vec<LogprobTriple>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) output_token_logprobs: Option<Vec<TokenLogprob>>,
+    pub(crate) output_token_logprobs: Option<Vec<LogprobTriple>>,
     /// Of each place, the most probable tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) input_top_logprobs: Option<Vec<Option<Vec<TokenLogprob>>>>,
+    pub(crate) input_top_logprobs: Option<Vec<Option<Vec<LogprobTriple>>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) output_top_logprobs: Option<Vec<Vec<TokenLogprob>>>,
+    pub(crate) output_top_logprobs: Option<Vec<Vec<LogprobTriple>>>,
 }
 
 /// Logprob, id and text of a token.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct TokenLogprob(Option<f32>, u32, Option<String>);
+pub(crate) struct LogprobTriple(Option<f32>, u32, Option<String>);
 
 /// Why it ended.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -75,12 +75,12 @@ pub(crate) struct LogprobStyle {
 }
 
 impl LogprobStyle {
-    fn one(self, app: &App, id: u32, logprob: Option<f32>) -> TokenLogprob {
+    fn one(self, app: &App, id: u32, logprob: Option<f32>) -> LogprobTriple {
         let text = self.has_text.then(|| app.model.token_text(id));
-        TokenLogprob(logprob.map(|logprob| logprob.max(LEAST)), id, text)
+        LogprobTriple(logprob.map(|logprob| logprob.max(LEAST)), id, text)
     }
 
-    fn top(self, app: &App, top: &[(u32, f32)]) -> Vec<TokenLogprob> {
+    fn top(self, app: &App, top: &[(u32, f32)]) -> Vec<LogprobTriple> {
         top.iter().map(|&(id, logprob)| self.one(app, id, Some(logprob))).collect()
     }
 

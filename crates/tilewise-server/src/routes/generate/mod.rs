@@ -13,14 +13,13 @@ pub(crate) use answer::Generated;
 use answer::{EndReason, LogprobStyle, MetaInfo};
 pub(crate) use request::{GenerateRequest, TokenIds};
 
-use super::blocking;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
 use crate::generation::{Batch, Generation, News};
 use crate::prompt::OnePrompt;
 use crate::sse::{self, Events};
-use crate::state::App;
+use crate::state::{App, blocking};
 
 /// Continues a text or tokens.
 #[utoipa::path(
@@ -137,7 +136,7 @@ impl Answer {
             }
         }
         if let Some(end) = &end {
-            info.cached_tokens = generation.cached_tokens;
+            info.cached_tokens = generation.cached.total();
             info.finish_reason = Some(EndReason::of(end, info.completion_tokens));
         }
         (end.is_some() || !text.is_empty() || self.style.is_some()).then_some(at)

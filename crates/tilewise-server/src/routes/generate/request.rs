@@ -87,7 +87,7 @@ pub(crate) struct SamplingParams {
     max_new_tokens: Option<u64>,
     #[schema(minimum = 0)]
     temperature: Option<f32>,
-    #[schema(minimum = 0, maximum = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// -1 for all.
     top_k: Option<i64>,
@@ -97,7 +97,7 @@ pub(crate) struct SamplingParams {
     presence_penalty: Option<f32>,
     #[schema(minimum = -2, maximum = 2)]
     frequency_penalty: Option<f32>,
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     #[schema(minimum = 1, maximum = 128)]
     n: Option<u64>,

@@ -14,13 +14,12 @@ pub(crate) use answer::ResponseObject;
 use answer::{IncompleteDetails, OutputItem, OutputText, failure};
 pub(crate) use request::ResponsesRequest;
 
-use super::blocking;
 use crate::body::{self, Json};
 use crate::error::ApiError;
 use crate::generation::{Batch, End, Generation, News};
 use crate::prompt::{check_length, encode};
 use crate::sse::{self, Events};
-use crate::state::{App, now};
+use crate::state::{App, blocking, now};
 
 /// Answers a text.
 #[utoipa::path(

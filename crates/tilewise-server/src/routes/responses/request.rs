@@ -28,7 +28,7 @@ pub(crate) struct ResponsesRequest {
     pub(crate) max_output_tokens: Option<u64>,
     #[schema(minimum = 0)]
     pub(crate) temperature: Option<f32>,
-    #[schema(minimum = 0, maximum = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f32>,
     pub(crate) stream: Option<bool>,
     text: Option<TextConfig>,
@@ -42,7 +42,7 @@ pub(crate) struct ResponsesRequest {
     top_k: Option<i64>,
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
-    #[schema(minimum = 0)]
+    #[schema(minimum = 0.000001, maximum = 1000000)]
     repetition_penalty: Option<f32>,
     /// Taken and not used.
     user: Option<String>,

@@ -185,7 +185,7 @@ impl Context {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        self.lock().total
+        Counts { kernels: self.pipelines.count(), ..self.lock().total }
     }
 
     fn lock(&self) -> MutexGuard<'_, Recorder> {

@@ -380,6 +380,17 @@ impl Device for GpuDevice {
         sample::sample(&self.context, logits, draws)
     }
 
+    fn sample_ids(&self, logits: &Tensor, draws: &[Draw], ids: &mut Tensor) -> Result<()> {
+        checks::sample(logits, draws)?;
+        checks::ids("sample_ids", ids)?;
+        ids.set_rows(draws.len())?;
+        sample::ids(&self.context, logits, draws, gpu(ids)?)
+    }
+
+    fn read_ids(&self, ids: &[&Tensor]) -> Result<Vec<Vec<u32>>> {
+        sample::read_ids(&self.context, ids)
+    }
+
     fn compiles_kernels(&self) -> bool {
         true
     }

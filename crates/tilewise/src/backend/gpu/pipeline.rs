@@ -128,6 +128,11 @@ impl Pipelines {
         Self { compiled: Mutex::default(), groups: Mutex::default(), cache, spirv }
     }
 
+    /// Kernels compiled so far.
+    pub(super) fn count(&self) -> u64 {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
     /// The kernel, compiled at its first use.
     pub(super) fn get(&self, device: &wgpu::Device, kernel: Specialisation) -> Arc<Pipeline> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);

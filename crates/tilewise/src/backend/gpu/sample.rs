@@ -1,12 +1,13 @@
 //! Drawing tokens on the device: only they come back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::context::{Context, Span};
 use super::memory::{GpuBuffer, gpu};
 use super::pipeline::Specialisation;
 use super::rows::{Args, f32_only, spread};
-use crate::{Draw, Error, LogitChange, Logprobs, LogprobsOf, NotFinite, Result, Sampled, Tensor};
+use crate::{Draw, Error, LogitChange, Logprobs, LogprobsOf, NotFinite, Result, Sampled, Tensor, checks};
 
 /// Elements of a row at most: the sum of as many weights is below 2^64.
 const LONGEST: usize = 1 << 23;
@@ -21,22 +22,9 @@ pub(super) fn sample(
     logits: &Tensor,
     draws: &[Draw],
 ) -> Result<Vec<Result<Sampled, NotFinite>>> {
-    let len = logits.row_len();
-    check_length("sample", len)?;
-    let words: Vec<u32> = draws.iter().flat_map(|draw| words(draw, len)).collect();
-    let asked = GpuBuffer::to_write(context, || "draws".to_owned(), words.len() as u64 * 4)?;
-    context.write(&asked, 0, bytemuck::cast_slice(&words))?;
     let bytes = (draws.len() * SAMPLED * 4) as u64;
     let sampled = GpuBuffer::new(context, || "sampled tokens".to_owned(), bytes)?;
-    // Ids of a row take the upper bits of a word, so that their digits are few.
-    let shift = (len as u32 - 1).leading_zeros().min(31) as usize;
-    let args = Args::default().numbers(&[draws.len(), len, shift]);
-    context.run(
-        draws_kernel(threads(context)),
-        &[f32_only("sample", logits)?, &asked, &sampled],
-        &args,
-        spread(draws.len()),
-    )?;
+    draw(context, logits, draws, &sampled, SAMPLED)?;
     let mut read = Vec::new();
     context.read(&[Span { buffer: &sampled, start: 0, len: bytes }], &mut read)?;
     let words = to_words(&read);
@@ -45,6 +33,46 @@ pub(super) fn sample(
         id => Ok(Sampled { id, logprob: draw.logprob.then(|| f32::from_bits(logprob)) }),
     };
     Ok(draws.iter().zip(words.as_chunks().0).map(outcome).collect())
+}
+
+/// Draws tokens that stay on the device; see [`crate::Device::sample_ids`].
+pub(super) fn ids(context: &Arc<Context>, logits: &Tensor, draws: &[Draw], ids: &GpuBuffer) -> Result<()> {
+    draw(context, logits, draws, ids, 1)?;
+    ids.largest.store(logits.row_len() as u32 - 1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Tokens that stayed on the device; see [`crate::Device::read_ids`].
+pub(super) fn read_ids(context: &Context, ids: &[&Tensor]) -> Result<Vec<Vec<u32>>> {
+    let mut spans = Vec::with_capacity(ids.len());
+    for ids in ids {
+        checks::ids("read_ids", ids)?;
+        spans.push(Span { buffer: gpu(ids)?, start: 0, len: ids.len() as u64 * 4 });
+    }
+    let mut read = Vec::new();
+    context.read(&spans, &mut read)?;
+    let mut words = to_words(&read).into_iter();
+    Ok(ids.iter().map(|ids| words.by_ref().take(ids.len()).collect()).collect())
+}
+
+/// Launches the draws. A result is of [`SAMPLED`] words, or a token alone.
+fn draw(
+    context: &Arc<Context>,
+    logits: &Tensor,
+    draws: &[Draw],
+    sampled: &GpuBuffer,
+    result: usize,
+) -> Result<()> {
+    let len = logits.row_len();
+    check_length("sample", len)?;
+    let words: Vec<u32> = draws.iter().flat_map(|draw| words(draw, len)).collect();
+    let asked = GpuBuffer::to_write(context, || "draws".to_owned(), words.len() as u64 * 4)?;
+    context.write(&asked, 0, bytemuck::cast_slice(&words))?;
+    // Ids of a row take the upper bits of a word, so that their digits are few.
+    let shift = (len as u32 - 1).leading_zeros().min(31) as usize;
+    let args = Args::default().numbers(&[draws.len(), len, shift, result]);
+    let buffers = [f32_only("sample", logits)?, &asked, sampled];
+    context.run(draws_kernel(threads(context)), &buffers, &args, spread(draws.len()))
 }
 
 /// Logprobs of each row; see [`crate::Device::logprobs`].

@@ -8,6 +8,7 @@ struct Args {
     rows: u32,
     len: u32,            // of a row
     id_shift: u32,       // brings the highest bit of an id to the top
+    words: u32,          // of a result: 2 with its logprob, 1 for a token that is drawn whatever the row is
 }
 var<immediate> args: Args;
 
@@ -210,7 +211,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         if draws[at] != 0u {
             id = by_chance(row, thread, top);
         }
-        if draws[at + 1u] != 0u {
+        if args.words == 2u && draws[at + 1u] != 0u {
             let logprob = logit_of(key_of(logits[row + id])) - top - log_sum(row, thread, top);
             if thread == 0u {
                 sampled[index * 2u + 1u] = bitcast<u32>(logprob);
@@ -218,6 +219,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     if thread == 0u {
-        sampled[index * 2u] = id;
+        sampled[index * args.words] = select(id, 0u, args.words == 1u && id == NOT_FINITE);
     }
 }

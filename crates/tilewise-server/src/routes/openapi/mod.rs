@@ -1,11 +1,16 @@
 //! The description of all endpoints, generated from their types.
 
+mod bounds;
+
+use std::sync::Arc;
+
+use axum::extract::State;
 use axum::response::Response;
 use serde_json::Value;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi as _, PartialSchema};
+use utoipa::{Modify, OpenApi as _};
 
 use super::{
     abort_request, chat, completions, detokenize, embeddings, flush_cache, generate, health, loads, metrics,
@@ -13,6 +18,7 @@ use super::{
 };
 use crate::body::json;
 use crate::error::ErrorBody;
+use crate::state::App;
 
 /// The description as it is derived.
 #[derive(utoipa::OpenApi)]
@@ -84,7 +90,8 @@ fn add_errors(operation: &mut Operation) {
 
 fn add_stream(operation: &mut Operation) {
     if let Some(RefOr::T(response)) = operation.responses.responses.get_mut("200") {
-        let content = ContentBuilder::new().schema(Some(<String as PartialSchema>::schema())).build();
+        // Readers of the description do not agree on whether its type is that of the text or of an event.
+        let content = ContentBuilder::new().build();
         response.content.insert("text/event-stream".to_owned(), content.into());
     }
 }
@@ -105,8 +112,9 @@ fn any_of(value: &mut Value) {
 
 /// The description of all endpoints.
 #[utoipa::path(get, path = "/openapi.json", tag = "server", responses((status = 200)), security(()))]
-pub(crate) async fn openapi() -> Response {
+pub(crate) async fn openapi(State(app): State<Arc<App>>) -> Response {
     let mut description = serde_json::to_value(Description::openapi()).unwrap_or_default();
     any_of(&mut description);
+    bounds::add(&mut description, &app);
     json(&description)
 }
