@@ -132,15 +132,26 @@ impl Upcoming {
     }
 }
 
+/// What a row of a work item is of.
+pub(super) struct Place {
+    pub sequence: usize,
+    /// In the sequence.
+    pub query: usize,
+    /// The query head.
+    pub head: usize,
+    /// Where in the workspace its state goes; `None` if the item finishes its rows.
+    pub partial: Option<usize>,
+}
+
 /// The shape of one work item.
 #[derive(Clone)]
 pub(super) struct Item<'a> {
     pub params: &'a AttentionParams,
     pub work: &'a WorkItem,
-    /// Queries and keys of the sequence.
+    /// Queries and keys of the (first) sequence.
     pub num_queries: usize,
     pub num_keys: usize,
-    /// Rows: for each KV head, for each query, the query heads that read it.
+    /// Rows: for each KV head, for each sequence, for each query, the query heads that read it.
     pub rows: usize,
     pub head_rows: usize,
     pub max_rows: usize,
@@ -153,7 +164,7 @@ impl<'a> Item<'a> {
         lens: (usize, usize),
         max_rows: usize,
     ) -> Self {
-        let head_rows = work.queries.len() * params.group_size();
+        let head_rows = work.num_queries() * params.group_size();
         let rows = work.kv_heads.len() * head_rows;
         Self { params, work, num_queries: lens.0, num_keys: lens.1, rows, head_rows, max_rows }
     }
@@ -172,11 +183,34 @@ impl<'a> Item<'a> {
         head * tiles..(head + 1) * tiles
     }
 
-    /// The query (in the sequence) and query head of a row.
-    pub(super) fn query_and_head(&self, row: usize) -> (usize, usize) {
-        let group = self.params.group_size();
-        let (head, row) = (self.work.kv_heads.start + row / self.head_rows, row % self.head_rows);
-        (self.work.queries.start + row / group, head * group + row % group)
+    /// What a row is of, and where its state goes.
+    pub(super) fn place(&self, row: usize) -> Place {
+        let (work, group) = (self.work, self.params.group_size());
+        let (later, mut row) = (row / self.head_rows, row % self.head_rows);
+        let (mut sequence, mut queries) = (work.sequence, work.queries.clone());
+        let mut partial = work.partial.map(|first| first + later * work.partial_stride);
+        for sharer in &work.sharers {
+            if row < queries.len() * group {
+                break;
+            }
+            row -= queries.len() * group;
+            (sequence, queries, partial) = (sharer.sequence, 0..sharer.queries, Some(sharer.partial));
+        }
+        Place {
+            sequence,
+            query: queries.start + row / group,
+            head: (work.kv_heads.start + later) * group + row % group,
+            partial: partial.map(|first| first + row * (self.params.value_dim + 2)),
+        }
+    }
+
+    /// The keys that a row sees, those of other items included.
+    fn visible(&self, row: usize) -> Range<usize> {
+        if self.work.sharers.is_empty() {
+            self.params.mask.visible(self.place(row).query, self.num_queries, self.num_keys)
+        } else {
+            self.work.keys.clone()
+        }
     }
 
     pub(super) fn value_panels(&self) -> usize {
@@ -227,11 +261,7 @@ impl Scratch {
         self.totals.clear();
         self.totals.resize(item.rows, (f32::NEG_INFINITY, 0.0));
         self.visible.clear();
-        for row in 0..item.rows {
-            let query = item.query_and_head(row).0;
-            let sees = item.params.mask.visible(query, item.num_queries, item.num_keys);
-            self.visible.push(sees);
-        }
+        self.visible.extend((0..item.rows).map(|row| item.visible(row)));
         self.tiles.clear();
         self.tiles.extend(item.tiles().map(|rows| TileView { rows, union: 0..0, common: 0..0 }));
     }

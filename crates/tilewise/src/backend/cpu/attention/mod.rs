@@ -14,7 +14,7 @@ pub(super) use fold::Scratch;
 
 use std::sync::{Mutex, PoisonError};
 
-use self::fold::{EndChunk, Item, Q_SLACK};
+use self::fold::{EndChunk, Item, Place, Q_SLACK};
 use self::output::{Merge, Output, Store};
 use self::source::{KvSource, Paged, Stored, Tokens};
 use super::buffer::{elements, host};
@@ -69,6 +69,9 @@ pub(super) fn tile_rows(head_dim: usize) -> usize {
     let row = 4 * (2 * head_dim + fold::SCORE_STRIDE);
     SECOND_CACHE / row / 12 * 12
 }
+
+/// Rows of a joint work item.
+pub(super) const JOINT_ROWS: usize = 48;
 
 /// Where the work of one launch runs.
 pub(super) struct Launch<'a> {
@@ -209,13 +212,12 @@ impl<'a> Queries<'a> {
     /// Packs the item's rows into tiles `[head_dim][rows]`.
     #[inline(always)]
     fn pack<S: Simd>(&self, simd: S, plan: &AttentionPlan, item: &Item<'_>, to: &mut [f32]) {
-        let first = plan.layout.qo_indptr()[item.work.sequence] as usize;
-        let start = self.view.start(item.work.sequence, first);
         let head_dim = item.params.head_dim;
         for tile in item.tiles() {
             let to = to[tile.start * head_dim..tile.end * head_dim + Q_SLACK].as_mut_ptr();
             let row = |row: usize| {
-                let (query, head) = item.query_and_head(row);
+                let Place { sequence, query, head, .. } = item.place(row);
+                let start = self.view.start(sequence, plan.layout.qo_indptr()[sequence] as usize);
                 let at = start + query * self.view.token_stride + head * self.view.head_stride;
                 at..at + head_dim
             };
