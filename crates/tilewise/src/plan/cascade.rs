@@ -228,14 +228,17 @@ mod tests {
         let copied = lens.map(|(queries, keys, _)| (queries, keys, 0));
         let windows = [1500, 1100, 300];
         let windows = windows.map(|left| Mask::Window { left: Some(left), right: None, causal: true });
+        let mut found = 0;
         for mask in [Mask::Causal, Mask::Full].into_iter().chain(windows) {
             for joint_rows in [1, 4, 8, usize::MAX] {
                 let (got, want) = (plan(&lens, mask, joint_rows), plan(&copied, mask, joint_rows));
                 assert_eq!(states(&got), states(&want), "{mask:?} {joint_rows}");
                 assert_eq!((&got.merges, got.workspace), (&want.merges, want.workspace), "{mask:?}");
                 assert!(joint(&want).is_empty(), "{mask:?} {joint_rows}");
+                found += joint(&got).len();
             }
         }
+        assert!(found > 0, "nothing was shared");
     }
 
     #[test]

@@ -98,6 +98,8 @@ fn batch(many: usize) -> Vec<Sequence> {
     (0..3).for_each(|i| add(0, 2100, 2150 + i, 1 + i));
     // The last key of the first of these is the last of a chunk: it finishes its rows, and others read what it writes.
     [1024, 1060, 1200].into_iter().for_each(|tokens| add(1, 1024, tokens, 1));
+    // The last query of each is the last that sees the first key under the third mask.
+    (0..4).for_each(|i| add(3, 1024, 1501, 1 + i % 2));
     // A chunk of a prompt, a sequence that is short, and one that waits.
     add(0, 1024, 1224, 100);
     add(2, 0, 17, 3);
@@ -200,6 +202,9 @@ fn assert_shared(tested: &Tested, spec: &Spec, sequences: &[Sequence], alone: &[
     let what = format!("{} {spec:?}", tested.name);
     let (got, joint) = attend(tested, spec, sequences, true);
     assert!(joint > 0, "{what}: nothing was read once for several sequences");
+    if tested.gpu {
+        println!("{what}: {joint} joint items");
+    }
     let (want, joint) = attend(tested, spec, sequences, false);
     assert_eq!(joint, 0, "{what}: pages that differ were taken for the same");
     assert_rows(&got, &want, &format!("{what} copied"));
