@@ -3,6 +3,7 @@
 mod append;
 mod decode;
 mod fold;
+mod item;
 mod output;
 mod prefill;
 mod scalar;
@@ -14,7 +15,8 @@ pub(super) use fold::Scratch;
 
 use std::sync::{Mutex, PoisonError};
 
-use self::fold::{EndChunk, Item, Place, Q_SLACK};
+use self::fold::{EndChunk, Q_SLACK};
+use self::item::{Item, Place};
 use self::output::{Merge, Output, Store};
 use self::source::{KvSource, Paged, Stored, Tokens};
 use super::buffer::{elements, host};
@@ -71,7 +73,7 @@ pub(super) fn tile_rows(head_dim: usize) -> usize {
 }
 
 /// Rows of a joint work item: with more, a launch of 48 or 96 rows per KV head is at most 3 % faster, and has fewer items
-/// for other threads (bench/records/2026-11-25-zen3.csv).
+/// for other threads (bench/records/2026-11-25-zen4.csv).
 pub(super) const JOINT_ROWS: usize = 24;
 
 /// Where the work of one launch runs.

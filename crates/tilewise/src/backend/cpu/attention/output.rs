@@ -2,7 +2,8 @@
 
 use super::super::buffer::{SharedMut, elements_mut, f32s_mut};
 use super::super::simd::{Kernel, LANES, Narrow, Simd};
-use super::fold::{Item, Place, Scratch};
+use super::fold::Scratch;
+use super::item::{Item, Place};
 use crate::checks;
 use crate::plan::MergeItem;
 use crate::softmax::{lse, merge_row};

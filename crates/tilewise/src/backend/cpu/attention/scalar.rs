@@ -2,7 +2,8 @@
 
 use super::super::simd::{LANES, Simd};
 use super::super::tile::load_some;
-use super::fold::{Item, Scratch};
+use super::fold::Scratch;
+use super::item::Item;
 use super::source::KvSource;
 use crate::{SoftmaxState, reference};
 
