@@ -72,8 +72,8 @@ pub(super) fn tile_rows(head_dim: usize) -> usize {
     SECOND_CACHE / row / 12 * 12
 }
 
-/// Rows of a joint work item: with more, a launch of 48 or 96 rows per KV head is at most 3 % faster, and has fewer items
-/// for other threads (bench/records/2026-11-25-zen4.csv).
+/// Rows of a joint work item at most: items of 36 to 192 rows were up to 3 % faster, and there are fewer of them for
+/// other threads. Several KV heads in an item, and the fold of prefill, won nothing (bench/records/2026-11-25-zen4.csv).
 pub(super) const JOINT_ROWS: usize = 24;
 
 /// Where the work of one launch runs.
