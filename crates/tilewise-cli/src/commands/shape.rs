@@ -141,10 +141,10 @@ impl Shape {
             return Err(CliError::Usage(why));
         }
         let (shared, page_size) = (self.shared_prefix, self.page_size);
-        let readable = shared + self.q_len <= self.kv_len && shared.is_multiple_of(page_size);
+        let readable = shared.saturating_add(self.q_len) <= self.kv_len && shared.is_multiple_of(page_size);
         if shared > 0 && !(self.layout == Layout::Paged && readable) {
             let why = format!(
-                "--shared-prefix {shared} needs --layout paged, whole pages of {page_size} tokens, and --q-len                  keys after it"
+                "--shared-prefix {shared} needs --layout paged, whole pages of {page_size} tokens, and --q-len keys after it"
             );
             return Err(CliError::Usage(why));
         }
