@@ -34,6 +34,8 @@ pub struct AttentionCase {
     pub precision: Precision,
     /// Where keys and values are.
     pub layout: Layout,
+    /// First keys that all sequences have in common; where they fill pages, these are the same ones.
+    pub shared: usize,
 }
 
 /// Random tensors of a case, per sequence and head, rounded to the case's precision.
@@ -52,8 +54,8 @@ impl AttentionCase {
     pub fn new(heads: (usize, usize), head_dim: usize, visible: Visible, lens: &[(usize, usize)]) -> Self {
         let (num_qo_heads, num_kv_heads) = heads;
         let (value_dim, lens) = (head_dim, lens.to_vec());
-        let (precision, layout) = (Precision::F32, Layout::Ragged);
-        Self { num_qo_heads, num_kv_heads, head_dim, value_dim, visible, lens, precision, layout }
+        let (precision, layout, shared) = (Precision::F32, Layout::Ragged, 0);
+        Self { num_qo_heads, num_kv_heads, head_dim, value_dim, visible, lens, precision, layout, shared }
     }
 
     /// The type of queries and outputs.
@@ -75,8 +77,15 @@ impl AttentionCase {
                 self.lens.iter().map(sequence).collect::<Vec<_>>()
             };
         let q = heads(self.num_qo_heads, self.head_dim, |lens| lens.0, self.q_precision());
-        let k = heads(self.num_kv_heads, self.head_dim, |lens| lens.1, self.precision);
-        let v = heads(self.num_kv_heads, self.value_dim, |lens| lens.1, self.precision);
+        let mut k = heads(self.num_kv_heads, self.head_dim, |lens| lens.1, self.precision);
+        let mut v = heads(self.num_kv_heads, self.value_dim, |lens| lens.1, self.precision);
+        for (vectors, dim) in [(&mut k, self.head_dim), (&mut v, self.value_dim)] {
+            if let Some((first, others)) = vectors.split_first_mut() {
+                for (own, first) in others.iter_mut().flat_map(|heads| heads.iter_mut().zip(&*first)) {
+                    own[..self.shared * dim].copy_from_slice(&first[..self.shared * dim]);
+                }
+            }
+        }
         Data { q, k, v }
     }
 }
@@ -121,7 +130,19 @@ pub fn attention() -> Vec<AttentionCase> {
     }
     cases.push(AttentionCase::new((2, 1), 128, Visible::Causal, &[(1, 2500), (200, 2100)]));
     cases.push(AttentionCase::new((2, 1), 128, window(Some(1100), None, true), &[(1, 3000), (30, 2300)]));
-    vary(cases)
+    let mut all = vary(cases);
+    // One chunk of keys in the same pages, or two; for single queries and for drafts.
+    for page_size in [16, 32, 64, 128] {
+        for (turn, precision) in Precision::ALL.into_iter().enumerate() {
+            let (shared, lens) = [
+                (1100, [(1, 1130), (3, 1150), (1, 1100 + page_size), (0, 1105)]),
+                (2100, [(1, 2300), (2, 2190), (1, 2101), (4, 2140)]),
+            ][turn % 2];
+            let case = AttentionCase::new((4, 2), 24, Visible::Causal, &lens);
+            all.push(AttentionCase { precision, layout: Layout::Paged(page_size), shared, ..case });
+        }
+    }
+    all
 }
 
 /// Every case as it is; every third also in other precisions and layouts, in turn.

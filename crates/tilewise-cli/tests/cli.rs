@@ -63,6 +63,12 @@ fn bad_usage_exits_with_2_and_one_sentence() {
     refused(&["bench", "attention", "--q-len", "0"], 2, &["--q-len"]);
     refused(&["bench", "attention", "--q-len", "8", "--kernel", "fast"], 2, &["kernel", "fast"]);
     refused(&["bench", "attention", "--layout", "paged", "--q-len", "9", "--kv-len", "8"], 2, &["--kv-len"]);
+    let paged =
+        ["bench", "attention", "--layout", "paged", "--q-len", "1", "--kv-len", "64", "--shared-prefix"];
+    for keys in ["60", "64", "18446744073709551600"] {
+        refused(&[&paged[..], &[keys]].concat(), 2, &["--shared-prefix", keys, "pages of 16"]);
+    }
+    refused(&["bench", "attention", "--q-len", "64", "--shared-prefix", "16"], 2, &["--layout paged"]);
     refused(&["bench-one-batch", "--tp-size", "2"], 2, &["--tp-size 2"]);
     refused(&["bench-one-batch", "--batch-size", "0"], 2, &["--batch-size"]);
     refused(&["bench-one-batch", "--load-format", "dummy"], 2, &["--model-path"]);
@@ -387,6 +393,19 @@ fn bench_attention_checks_and_times_every_kernel() {
     for host in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!report.contains(host), "the report asks for {host}");
     }
+}
+
+#[test]
+fn bench_attention_checks_keys_in_shared_pages_too() {
+    let sizes = ["--batch", "3", "--qo-heads", "4", "--kv-heads", "2", "--head-dim", "16"];
+    let lens = ["--q-len", "1", "--kv-len", "1100", "--layout", "paged", "--shared-prefix", "1024"];
+    let more = ["--budget", "0", "--format", "json", "--threads", "1"];
+    let lines = run_json(&[&["bench", "attention"], &sizes[..], &lens, &more].concat());
+    for line in &lines {
+        assert_eq!(line["shared_prefix"], 1024, "{line}");
+        assert!(line["max_abs_err"].as_f64().unwrap() < 1e-5, "{line}");
+    }
+    assert!(lines.iter().any(|line| line["kernel"] == "decode-split-kv"));
 }
 
 #[test]

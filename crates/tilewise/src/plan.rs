@@ -1,8 +1,11 @@
 //! The plan of one attention launch: made once per batch, run once per layer.
 
+mod cascade;
+
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::cascade::Chunked;
 use crate::dispatch::{DispatchPolicy, Regime, Split};
 use crate::{AttentionParams, BatchLayout, DeviceBuffer, Result};
 
@@ -17,7 +20,8 @@ pub const KV_BLOCK: usize = 128;
 /// pages lie beside each other, and long contiguous reads are faster.
 const SPLIT_ITEMS: usize = 32;
 
-/// Some queries of some KV heads of one sequence, with the keys of some chunks.
+/// Some queries of some KV heads of one sequence, with the keys of some chunks. Or a *joint* item: one chunk of keys
+/// that several sequences have in the very same pages, with all queries of all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkItem {
     /// Index in the device's table of kernels.
@@ -34,6 +38,26 @@ pub struct WorkItem {
     pub partial: Option<usize>,
     /// Elements between the partial states of two heads.
     pub partial_stride: usize,
+    /// The further sequences of a joint item, which has one KV head, and whose queries all see all of its keys.
+    pub sharers: Vec<Sharer>,
+}
+
+/// A further sequence of a joint work item, whose rows follow those of the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sharer {
+    /// The sequence.
+    pub sequence: usize,
+    /// How many queries it has.
+    pub queries: usize,
+    /// Where in the workspace its partial states go, in elements.
+    pub partial: usize,
+}
+
+impl WorkItem {
+    /// The queries of all its sequences.
+    pub fn num_queries(&self) -> usize {
+        self.queries.len() + self.sharers.iter().map(|sharer| sharer.queries).sum::<usize>()
+    }
 }
 
 /// Partial states of all rows of one KV head of one sequence, to be merged in order.
@@ -56,6 +80,8 @@ pub struct Tiling {
     pub rows: usize,
     /// Whether neighbouring KV heads may share an item under [`Split::Keys`].
     pub join_heads: bool,
+    /// Rows of a joint item at most.
+    pub joint_rows: usize,
 }
 
 /// A device's own copy of a plan.
@@ -110,8 +136,8 @@ pub fn partition(
         workspace: 0,
         resident: None,
     };
-    let mut choices = Vec::with_capacity(layout.num_sequences());
-    let (mut most, mut split_units) = (0, 0);
+    let mut most = 0;
+    let mut chunked = Vec::new();
     let paged = layout.page_table().is_some();
     for sequence in 0..layout.num_sequences() {
         let regime =
@@ -119,26 +145,23 @@ pub fn partition(
         if regime.num_queries == 0 {
             continue;
         }
-        let choice = policy.choose(params, &regime, forced)?;
+        let kernel = policy.choose(params, &regime, forced)?.kernel;
         if regime.num_queries * regime.num_keys >= most {
             most = regime.num_queries * regime.num_keys;
-            plan.kernel = policy.kernels[choice.kernel].name;
+            plan.kernel = policy.kernels[kernel].name;
         }
-        if policy.kernels[choice.kernel].split == Split::Keys {
-            split_units += regime.num_keys.div_ceil(KV_CHUNK) * params.num_kv_heads;
-        }
-        choices.push((sequence, regime, choice.kernel));
-    }
-    let most_heads = if tiling.join_heads { params.num_kv_heads } else { 1 };
-    let heads_together = (split_units / SPLIT_ITEMS).clamp(1, most_heads);
-    for (sequence, regime, kernel) in choices {
         match policy.kernels[kernel].split {
             Split::Queries => plan.split_queries(kernel, sequence, regime, tiling.rows),
-            Split::Keys => plan.split_keys(kernel, sequence, regime, heads_together),
+            Split::Keys => chunked.push(plan.chunked(kernel, sequence, regime)),
         }
     }
+    plan.join_chunks(&mut chunked, tiling.joint_rows);
+    let split_units = chunked.iter().map(|own| own.alone().count()).sum::<usize>() * params.num_kv_heads;
+    let most_heads = if tiling.join_heads { params.num_kv_heads } else { 1 };
+    let heads_together = (split_units / SPLIT_ITEMS).clamp(1, most_heads);
+    chunked.iter().for_each(|own| plan.split_keys(own, heads_together));
     plan.work
-        .sort_by_key(|item| std::cmp::Reverse(item.queries.len() * item.keys.len() * item.kv_heads.len()));
+        .sort_by_key(|item| std::cmp::Reverse(item.num_queries() * item.keys.len() * item.kv_heads.len()));
     Ok(plan)
 }
 
@@ -180,42 +203,50 @@ impl AttentionPlan {
                     keys,
                     partial,
                     partial_stride,
+                    sharers: Vec::new(),
                 });
             }
         }
     }
 
-    fn split_keys(&mut self, kernel: usize, sequence: usize, regime: Regime, heads_together: usize) {
-        let queries = 0..regime.num_queries;
-        let keys = self.visible(&queries, regime);
-        let first_chunk = keys.start / KV_CHUNK;
-        let chunks = (keys.end.div_ceil(KV_CHUNK)).saturating_sub(first_chunk).max(1);
-        let states = queries.len() * self.params.group_size() * (self.params.value_dim + 2);
-        let partial_stride = if chunks > 1 { chunks * states } else { 0 };
-        let (num_kv_heads, workspace) = (self.params.num_kv_heads, self.workspace);
-        self.workspace += num_kv_heads * partial_stride;
-        for first_head in (0..num_kv_heads).step_by(heads_together) {
-            let first_partial = workspace + first_head * partial_stride;
-            for chunk in 0..chunks {
-                let start = (first_chunk + chunk) * KV_CHUNK;
-                self.work.push(WorkItem {
-                    kernel,
-                    sequence,
-                    kv_heads: first_head..num_kv_heads.min(first_head + heads_together),
-                    queries: queries.clone(),
-                    keys: keys.start.max(start)..keys.end.min(start + KV_CHUNK),
-                    partial: (chunks > 1).then_some(first_partial + chunk * states),
-                    partial_stride,
-                });
-            }
-        }
-        if chunks > 1 {
-            self.merges.extend((0..num_kv_heads).map(|kv_head| MergeItem {
+    /// Gives the partial states of a sequence their place, and merges them.
+    fn chunked(&mut self, kernel: usize, sequence: usize, regime: Regime) -> Chunked {
+        let keys = self.visible(&(0..regime.num_queries), regime);
+        let first = keys.start / KV_CHUNK;
+        let chunks = first..keys.end.div_ceil(KV_CHUNK).max(first + 1);
+        let states = regime.num_queries * self.params.group_size() * (self.params.value_dim + 2);
+        let partial_stride = if chunks.len() > 1 { chunks.len() * states } else { 0 };
+        let first_partial = self.workspace;
+        self.workspace += self.params.num_kv_heads * partial_stride;
+        if chunks.len() > 1 {
+            self.merges.extend((0..self.params.num_kv_heads).map(|kv_head| MergeItem {
                 sequence,
                 kv_head,
-                first_partial: workspace + kv_head * partial_stride,
-                chunks,
+                first_partial: first_partial + kv_head * partial_stride,
+                chunks: chunks.len(),
             }));
+        }
+        let joint = Vec::new();
+        Chunked { kernel, sequence, regime, keys, chunks, first_partial, states, partial_stride, joint }
+    }
+
+    /// The items of a sequence's chunks, but those that are in joint items.
+    fn split_keys(&mut self, own: &Chunked, heads_together: usize) {
+        let num_kv_heads = self.params.num_kv_heads;
+        for first_head in (0..num_kv_heads).step_by(heads_together) {
+            for chunk in own.alone() {
+                let start = chunk * KV_CHUNK;
+                self.work.push(WorkItem {
+                    kernel: own.kernel,
+                    sequence: own.sequence,
+                    kv_heads: first_head..num_kv_heads.min(first_head + heads_together),
+                    queries: 0..own.regime.num_queries,
+                    keys: own.keys.start.max(start)..own.keys.end.min(start + KV_CHUNK),
+                    partial: (own.chunks.len() > 1).then_some(own.partial(first_head, chunk)),
+                    partial_stride: own.partial_stride,
+                    sharers: Vec::new(),
+                });
+            }
         }
     }
 

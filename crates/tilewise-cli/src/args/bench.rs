@@ -11,6 +11,9 @@ use super::{DeviceArgs, EngineArgs, Format, LoadFormat, PolicyArgs, ShapeArgs};
 pub(crate) struct BenchAttentionArgs {
     #[command(flatten)]
     pub(crate) shape: ShapeArgs,
+    /// First keys that all sequences of a batch have in the same pages: whole ones of the paged layout
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) shared_prefix: usize,
     /// Only this kernel; the scalar reference is left out of large shapes unless it is asked for
     #[arg(long, value_name = "NAME")]
     pub(crate) kernel: Option<String>,

@@ -16,6 +16,8 @@ pub(crate) struct Shape {
     pub(crate) window: Option<u32>,
     pub(crate) layout: Layout,
     pub(crate) page_size: usize,
+    /// First keys that all sequences have in the same pages.
+    pub(crate) shared_prefix: usize,
     pub(crate) params: AttentionParams,
 }
 
@@ -35,6 +37,7 @@ pub(crate) struct ShapeRecord {
     layout: &'static str,
     /// `None` where there are no pages.
     page_size: Option<usize>,
+    shared_prefix: usize,
 }
 
 impl ShapeRecord {
@@ -78,8 +81,16 @@ pub(crate) fn sweep(args: &ShapeArgs) -> Result<Vec<Shape>, CliError> {
                         .mask(mask(args.causal, window));
                     params.validate()?;
                     for (layout, page_size) in layouts(args) {
-                        let params = params.clone();
-                        shapes.push(Shape { batch, q_len, kv_len, window, layout, page_size, params });
+                        shapes.push(Shape {
+                            batch,
+                            q_len,
+                            kv_len,
+                            window,
+                            layout,
+                            page_size,
+                            shared_prefix: 0,
+                            params: params.clone(),
+                        });
                     }
                 }
             }
@@ -129,6 +140,14 @@ impl Shape {
             );
             return Err(CliError::Usage(why));
         }
+        let (shared, page_size) = (self.shared_prefix, self.page_size);
+        let readable = shared.saturating_add(self.q_len) <= self.kv_len && shared.is_multiple_of(page_size);
+        if shared > 0 && !(self.layout == Layout::Paged && readable) {
+            let why = format!(
+                "--shared-prefix {shared} needs --layout paged, whole pages of {page_size} tokens, and --q-len keys after it"
+            );
+            return Err(CliError::Usage(why));
+        }
         Ok(())
     }
 
@@ -156,7 +175,7 @@ impl Shape {
         2.0 * dims * pairs * (self.params.num_qo_heads * self.batch) as f64
     }
 
-    /// Bytes of keys and values that some query sees.
+    /// Bytes of keys and values that the queries of each sequence see: shared ones count for each.
     pub(crate) fn kv_bytes(&self) -> f64 {
         let visible = |query| self.params.mask.visible(query, self.q_len, self.kv_len);
         let (first, last) = (visible(0), visible(self.q_len - 1));
@@ -179,6 +198,7 @@ impl Shape {
             kv_dtype: self.params.kv_dtype.name(),
             layout: self.layout.name(),
             page_size: (self.layout == Layout::Paged).then_some(self.page_size),
+            shared_prefix: self.shared_prefix,
         }
     }
 
@@ -197,6 +217,9 @@ impl Shape {
             format!(" over {}", params.kv_dtype)
         };
         let layout = match self.layout {
+            Layout::Paged if self.shared_prefix > 0 => {
+                format!("paged by {}, the first {} shared", self.page_size, self.shared_prefix)
+            }
             Layout::Paged => format!("paged by {}", self.page_size),
             layout => layout.name().to_owned(),
         };

@@ -59,7 +59,17 @@ fn shapes(args: &TuneArgs) -> Result<Vec<Shape>, CliError> {
                     params.validate()?;
                     let (layout, page_size, window) = (Layout::Paged, PAGE_SIZE, None);
                     let (batch, q_len) = (args.batch, rows);
-                    shapes.push(Shape { batch, q_len, kv_len, window, layout, page_size, params });
+                    let shared_prefix = 0;
+                    shapes.push(Shape {
+                        batch,
+                        q_len,
+                        kv_len,
+                        window,
+                        layout,
+                        page_size,
+                        shared_prefix,
+                        params,
+                    });
                 }
             }
         }

@@ -1,5 +1,8 @@
 //! The engine on its thread: no reader holds it up, and no fault is a hang.
 
+#[macro_use]
+#[path = "../common/pass_on.rs"]
+mod pass_on;
 mod faulty_device;
 
 use std::path::PathBuf;

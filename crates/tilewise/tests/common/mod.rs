@@ -200,7 +200,7 @@ fn layout(case: &AttentionCase) -> BatchLayout {
     let qo_indptr = indptr(&|lens| lens.0);
     match case.layout {
         Layout::Paged(page_size) => {
-            let table = page_table(case, page_size);
+            let table = share(case, page_table(case, page_size));
             BatchLayout::paged(qo_indptr, kv_len, table).unwrap()
         }
         _ => BatchLayout::ragged(qo_indptr, kv_len).unwrap(),
@@ -221,6 +221,16 @@ fn page_table(case: &AttentionCase, page_size: usize) -> PageTable {
     PageTable { page_size, indptr, pages }
 }
 
+/// Gives all sequences the first one's pages of the keys that they share, where those fill pages.
+fn share(case: &AttentionCase, mut table: PageTable) -> PageTable {
+    let count = case.shared / table.page_size;
+    let first = table.pages[..count].to_vec();
+    for start in &table.indptr[..case.lens.len()] {
+        table.pages[*start as usize..][..count].copy_from_slice(&first);
+    }
+    table
+}
+
 /// A cache that holds the case's keys and values, and NaN in every slot it does not use.
 fn fill_pages(
     device: &dyn Device,
@@ -228,6 +238,7 @@ fn fill_pages(
     data: &Data,
     page_size: usize,
 ) -> Result<tilewise::KvCache> {
+    // All sequences write pages of their own, even those that are read from others.
     let table = page_table(case, page_size);
     let num_pages = table.pages.len().max(1);
     let mut cache = device.alloc_kv(&KvCacheConfig {

@@ -244,7 +244,8 @@ pub(crate) fn dense(tested: &Tested, spec: &Spec, sequences: &[Sequence]) -> Vec
     (0..batch).map(|b| (0..queries).map(|query| row(b, query)).collect()).collect()
 }
 
-fn launch(
+/// Attends, and adds the rows of each sequence.
+pub(crate) fn launch(
     device: &dyn Device,
     plan: &AttentionPlan,
     q: TokenView<'_>,

@@ -9,6 +9,7 @@ mod common;
 mod heads;
 mod launches;
 mod merge;
+mod shared;
 
 use std::ops::Range;
 

@@ -38,11 +38,13 @@ impl Inputs {
         let (params, Shape { batch, q_len, kv_len, .. }) = (&shape.params, shape);
         let queries = batch * params.num_qo_heads * q_len * params.head_dim;
         let keys = batch * params.num_kv_heads * kv_len * params.head_dim;
-        let host = HostInputs {
+        let mut host = HostInputs {
             q: random(1, queries, params.q_dtype),
             k: random(2, keys, params.kv_dtype),
             v: random(3, keys, params.kv_dtype),
         };
+        share(shape, &mut host.k);
+        share(shape, &mut host.v);
         let q = upload(device, &axes(shape, params.num_qo_heads, *q_len), params.q_dtype, &host.q)?;
         let kv_axes = axes(shape, params.num_kv_heads, *kv_len);
         let paged = shape.layout == Layout::Paged;
@@ -51,7 +53,10 @@ impl Inputs {
         let values = upload(device, &kv_axes, kv_dtype, &host.v)?;
         let (layout, kv) = match paged {
             false => (BatchLayout::dense(*batch, *q_len, *kv_len)?, Stored::Contiguous { keys, values }),
-            true => (paged_layout(shape, *q_len)?, Stored::Paged(fill_pages(device, shape, &keys, &values)?)),
+            true => (
+                paged_layout(shape, *q_len, shape.shared_prefix)?,
+                Stored::Paged(fill_pages(device, shape, &keys, &values)?),
+            ),
         };
         Ok(Self { shape: shape.clone(), layout: Arc::new(layout), host, q, kv })
     }
@@ -79,6 +84,15 @@ impl Inputs {
     }
 }
 
+/// Gives all sequences the first keys or values of the first one, as many as they share.
+fn share(shape: &Shape, vectors: &mut [f32]) {
+    let token = shape.params.num_kv_heads * shape.params.head_dim;
+    let (first, others) = vectors.split_at_mut(shape.kv_len * token);
+    for other in others.chunks_mut(shape.kv_len * token) {
+        other[..shape.shared_prefix * token].copy_from_slice(&first[..shape.shared_prefix * token]);
+    }
+}
+
 /// `[batch, heads, tokens, head_dim]`, or `[batch * tokens, heads, head_dim]`.
 fn axes(shape: &Shape, heads: usize, tokens: usize) -> Vec<usize> {
     match shape.layout {
@@ -87,12 +101,16 @@ fn axes(shape: &Shape, heads: usize, tokens: usize) -> Vec<usize> {
     }
 }
 
-/// The last `new_tokens` of each sequence are new; its pages are spread over the pool, as after long use.
-fn paged_layout(shape: &Shape, new_tokens: usize) -> Result<BatchLayout, CliError> {
+/// The last `new_tokens` of each sequence are new; its pages are spread over the pool, as after long use, but for those of
+/// the first `shared` tokens, which are the first sequence's.
+fn paged_layout(shape: &Shape, new_tokens: usize, shared: usize) -> Result<BatchLayout, CliError> {
     let per_sequence = shape.kv_len.div_ceil(shape.page_size);
     let row = |sequence: usize, each: usize| (sequence * each) as u32;
     let pages = (0..shape.batch).flat_map(|sequence| {
-        (0..per_sequence).map(move |page| (page * shape.batch + (sequence + page) % shape.batch) as u32)
+        (0..per_sequence).map(move |page| {
+            let owner = if page < shared / shape.page_size { 0 } else { sequence };
+            (page * shape.batch + (owner + page) % shape.batch) as u32
+        })
     });
     let table = PageTable {
         page_size: shape.page_size,
@@ -121,7 +139,8 @@ fn fill_pages(
     };
     let missing = || CliError::Failed("the device made a cache without a layer".to_owned());
     let mut layer = device.alloc_kv(&config)?.layers.pop().ok_or_else(missing)?;
-    let plan = device.plan_attention(params, &Arc::new(paged_layout(shape, shape.kv_len)?), None)?;
+    // Each writes all its own pages: none may be written by two.
+    let plan = device.plan_attention(params, &Arc::new(paged_layout(shape, shape.kv_len, 0)?), None)?;
     device.append_kv(&plan, TokenView::ragged(keys)?, TokenView::ragged(values)?, &mut layer)?;
     Ok(layer)
 }

@@ -49,8 +49,10 @@ pub(crate) fn run(args: &BenchAttentionArgs) -> Result<(), CliError> {
     if !(args.budget.is_finite() && args.budget >= 0.0) {
         return Err(CliError::Usage(format!("--budget must be at least 0 seconds, got {}", args.budget)));
     }
-    let shapes = shape::sweep(&args.shape)?;
-    for shape in &shapes {
+    let mut shapes = shape::sweep(&args.shape)?;
+    for shape in &mut shapes {
+        shape.shared_prefix = args.shared_prefix;
+        shape.check()?;
         device.policy().choose(&shape.params, &shape.regime(), args.kernel.as_deref())?;
     }
     let mut out = std::io::stdout().lock();

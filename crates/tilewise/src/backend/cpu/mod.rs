@@ -231,7 +231,8 @@ impl Device for CpuDevice {
         forced: Option<&str>,
     ) -> Result<AttentionPlan> {
         let rows = attention::tile_rows(params.head_dim.max(params.value_dim));
-        partition(params, layout, &self.policy, forced, Tiling { rows, join_heads: true })
+        let tiling = Tiling { rows, join_heads: true, joint_rows: attention::JOINT_ROWS };
+        partition(params, layout, &self.policy, forced, tiling)
     }
 
     fn append_kv(

@@ -233,7 +233,8 @@ impl Device for GpuDevice {
     ) -> Result<AttentionPlan> {
         params.validate()?;
         let tiles = attention::tiles(&self.context.abilities, params, layout);
-        let tiling = Tiling { rows: tiles[0].rows, join_heads: false };
+        // Joint items are cut to work groups, wherever that parts their sequences.
+        let tiling = Tiling { rows: tiles[0].rows, join_heads: false, joint_rows: usize::MAX };
         let mut plan = partition(params, layout, &self.policy, forced, tiling)?;
         attention::reside(&self.context, &mut plan, tiles)?;
         Ok(plan)

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
 use super::super::tile::{FLOWING, PACKED, Tile, with_rows};
-use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, blocks, pieces};
+use super::fold::{SCORE_STRIDE, Scratch, SoftmaxBlock};
+use super::item::{Item, blocks, pieces};
 use super::source::KvSource;
 use super::weigh::{Part, Values, WeighBlock};
 use crate::plan::KV_BLOCK;

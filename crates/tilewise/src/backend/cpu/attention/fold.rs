@@ -9,10 +9,9 @@
 use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd};
-use super::super::tile::row_tiles;
+use super::item::Item;
 use super::source::Region;
-use crate::AttentionParams;
-use crate::plan::{KV_BLOCK, KV_CHUNK, WorkItem};
+use crate::plan::KV_BLOCK;
 use crate::softmax;
 
 /// The running maximum follows only when it is this much (in log2) too small: weights stay below 2^8, and rows
@@ -132,74 +131,6 @@ impl Upcoming {
     }
 }
 
-/// The shape of one work item.
-#[derive(Clone)]
-pub(super) struct Item<'a> {
-    pub params: &'a AttentionParams,
-    pub work: &'a WorkItem,
-    /// Queries and keys of the sequence.
-    pub num_queries: usize,
-    pub num_keys: usize,
-    /// Rows: for each KV head, for each query, the query heads that read it.
-    pub rows: usize,
-    pub head_rows: usize,
-    pub max_rows: usize,
-}
-
-impl<'a> Item<'a> {
-    pub(super) fn new(
-        params: &'a AttentionParams,
-        work: &'a WorkItem,
-        lens: (usize, usize),
-        max_rows: usize,
-    ) -> Self {
-        let head_rows = work.queries.len() * params.group_size();
-        let rows = work.kv_heads.len() * head_rows;
-        Self { params, work, num_queries: lens.0, num_keys: lens.1, rows, head_rows, max_rows }
-    }
-
-    /// The rows of each tile, head by head.
-    pub(super) fn tiles(&self) -> impl Iterator<Item = Range<usize>> + Clone {
-        let (rows, max_rows) = (self.head_rows, self.max_rows);
-        (0..self.work.kv_heads.len()).flat_map(move |head| {
-            row_tiles(rows, max_rows).map(move |tile| head * rows + tile.start..head * rows + tile.end)
-        })
-    }
-
-    /// The tiles of a head, counted within the item.
-    pub(super) fn head_tiles(&self, head: usize) -> Range<usize> {
-        let tiles = self.head_rows.div_ceil(self.max_rows);
-        head * tiles..(head + 1) * tiles
-    }
-
-    /// The query (in the sequence) and query head of a row.
-    pub(super) fn query_and_head(&self, row: usize) -> (usize, usize) {
-        let group = self.params.group_size();
-        let (head, row) = (self.work.kv_heads.start + row / self.head_rows, row % self.head_rows);
-        (self.work.queries.start + row / group, head * group + row % group)
-    }
-
-    pub(super) fn value_panels(&self) -> usize {
-        self.params.value_dim.div_ceil(LANES)
-    }
-
-    /// The chunks that the item's keys touch.
-    pub(super) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        pieces(self.work.keys.clone(), KV_CHUNK)
-    }
-}
-
-/// Cuts a range at multiples of `size`.
-pub(super) fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let pieces = if range.is_empty() { 0..0 } else { range.start / size..range.end.div_ceil(size) };
-    pieces.map(move |piece| range.start.max(piece * size)..range.end.min((piece + 1) * size))
-}
-
-/// The blocks that a range of keys touches, each clipped to it.
-pub(super) fn blocks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    pieces(keys, KV_BLOCK)
-}
-
 /// A tile of rows, and what its rows see of the current block, counted from the block's (absolute) start.
 #[derive(Clone)]
 pub(super) struct TileView {
@@ -227,11 +158,7 @@ impl Scratch {
         self.totals.clear();
         self.totals.resize(item.rows, (f32::NEG_INFINITY, 0.0));
         self.visible.clear();
-        for row in 0..item.rows {
-            let query = item.query_and_head(row).0;
-            let sees = item.params.mask.visible(query, item.num_queries, item.num_keys);
-            self.visible.push(sees);
-        }
+        self.visible.extend((0..item.rows).map(|row| item.visible(row)));
         self.tiles.clear();
         self.tiles.extend(item.tiles().map(|rows| TileView { rows, union: 0..0, common: 0..0 }));
     }

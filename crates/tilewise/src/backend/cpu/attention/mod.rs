@@ -3,6 +3,7 @@
 mod append;
 mod decode;
 mod fold;
+mod item;
 mod output;
 mod prefill;
 mod scalar;
@@ -14,7 +15,8 @@ pub(super) use fold::Scratch;
 
 use std::sync::{Mutex, PoisonError};
 
-use self::fold::{EndChunk, Item, Q_SLACK};
+use self::fold::{EndChunk, Q_SLACK};
+use self::item::{Item, Place};
 use self::output::{Merge, Output, Store};
 use self::source::{KvSource, Paged, Stored, Tokens};
 use super::buffer::{elements, host};
@@ -69,6 +71,10 @@ pub(super) fn tile_rows(head_dim: usize) -> usize {
     let row = 4 * (2 * head_dim + fold::SCORE_STRIDE);
     SECOND_CACHE / row / 12 * 12
 }
+
+/// Rows of a joint work item at most: items of 36 to 192 rows were up to 3 % faster, and there are fewer of them for
+/// other threads. Several KV heads in an item, and the fold of prefill, won nothing (bench/records/2026-11-25-zen4.csv).
+pub(super) const JOINT_ROWS: usize = 24;
 
 /// Where the work of one launch runs.
 pub(super) struct Launch<'a> {
@@ -209,13 +215,12 @@ impl<'a> Queries<'a> {
     /// Packs the item's rows into tiles `[head_dim][rows]`.
     #[inline(always)]
     fn pack<S: Simd>(&self, simd: S, plan: &AttentionPlan, item: &Item<'_>, to: &mut [f32]) {
-        let first = plan.layout.qo_indptr()[item.work.sequence] as usize;
-        let start = self.view.start(item.work.sequence, first);
         let head_dim = item.params.head_dim;
         for tile in item.tiles() {
             let to = to[tile.start * head_dim..tile.end * head_dim + Q_SLACK].as_mut_ptr();
             let row = |row: usize| {
-                let (query, head) = item.query_and_head(row);
+                let Place { sequence, query, head, .. } = item.place(row);
+                let start = self.view.start(sequence, plan.layout.qo_indptr()[sequence] as usize);
                 let at = start + query * self.view.token_stride + head * self.view.head_stride;
                 at..at + head_dim
             };

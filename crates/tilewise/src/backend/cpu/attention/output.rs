@@ -2,7 +2,8 @@
 
 use super::super::buffer::{SharedMut, elements_mut, f32s_mut};
 use super::super::simd::{Kernel, LANES, Narrow, Simd};
-use super::fold::{Item, Scratch};
+use super::fold::Scratch;
+use super::item::{Item, Place};
 use crate::checks;
 use crate::plan::MergeItem;
 use crate::softmax::{lse, merge_row};
@@ -58,10 +59,9 @@ impl<'a> Output<'a> {
         for tile in item.tiles() {
             for row in tile.clone() {
                 let (max, sum, panels) = scratch.finished(item, &tile, row);
-                if let Some(at) = item.work.partial {
+                let place = item.place(row);
+                if let Some(at) = place.partial {
                     let dim = item.params.value_dim;
-                    let at = at + row / item.head_rows * item.work.partial_stride;
-                    let at = at + row % item.head_rows * (dim + 2);
                     // SAFETY: the plan gives every item its own part of the workspace.
                     let state = unsafe { self.workspace.get(at, dim + 2) };
                     state[0] = max;
@@ -70,8 +70,7 @@ impl<'a> Output<'a> {
                         to.copy_from_slice(&panel[..to.len()]);
                     }
                 } else {
-                    let (query, head) = item.query_and_head(row);
-                    self.finish(simd, (plan, item.work.sequence, query, head), (max, sum), panels);
+                    self.finish(simd, plan, &place, (max, sum), panels);
                 }
             }
         }
@@ -87,9 +86,7 @@ impl<'a> Output<'a> {
         row: usize,
         state: &SoftmaxState,
     ) {
-        let (query, head) = item.query_and_head(row);
-        let place = (plan, item.work.sequence, query, head);
-        self.finish(simd, place, (state.max, state.sum), state.out.chunks(LANES));
+        self.finish(simd, plan, &item.place(row), (state.max, state.sum), state.out.chunks(LANES));
     }
 
     /// Normalises a row, given by panels, and writes it and its lse.
@@ -97,7 +94,8 @@ impl<'a> Output<'a> {
     fn finish<'p, S: Simd>(
         &self,
         simd: S,
-        (plan, sequence, query, head): (&AttentionPlan, usize, usize, usize),
+        plan: &AttentionPlan,
+        &Place { sequence, query, head, .. }: &Place,
         (max, sum): (f32, f32),
         panels: impl Iterator<Item = &'p [f32]>,
     ) {
@@ -165,8 +163,9 @@ impl Kernel for Merge<'_> {
                 let other = unsafe { output.workspace.get(at(chunk), dim + 2) };
                 merge_row((&mut max[0], &mut sum[0], out), (other[0], other[1], &other[2..]));
             }
-            let place = (plan, merge.sequence, row / group, merge.kv_head * group + row % group);
-            output.finish(simd, place, (max[0], sum[0]), out.chunks(LANES));
+            let (query, head) = (row / group, merge.kv_head * group + row % group);
+            let place = Place { sequence: merge.sequence, query, head, partial: None };
+            output.finish(simd, plan, &place, (max[0], sum[0]), out.chunks(LANES));
         }
     }
 }

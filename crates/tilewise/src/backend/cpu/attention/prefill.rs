@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd};
 use super::super::tile::{NOTHING, PACKED, Tile, with_rows};
-use super::fold::{Item, SCORE_STRIDE, Scratch, SoftmaxBlock, TileView, blocks};
+use super::fold::{SCORE_STRIDE, Scratch, SoftmaxBlock, TileView};
+use super::item::{Item, blocks};
 use super::source::KvSource;
 use super::weigh::{Part, Values, WeighBlock};
 use crate::plan::KV_BLOCK;

@@ -2,7 +2,8 @@
 
 use super::super::simd::{LANES, Simd};
 use super::super::tile::load_some;
-use super::fold::{Item, Scratch};
+use super::fold::Scratch;
+use super::item::Item;
 use super::source::KvSource;
 use crate::{SoftmaxState, reference};
 
@@ -46,7 +47,7 @@ pub(super) unsafe fn attend<S: Simd, K: KvSource>(
         for (r, row) in tile.clone().enumerate() {
             let packed = &scratch.q[tile.start * head_dim..tile.end * head_dim];
             let q: Vec<f32> = packed.iter().skip(r).step_by(tile.len()).copied().collect();
-            let query = item.query_and_head(row).0;
+            let query = item.place(row).query;
             let sees = item.params.mask.visible(query, item.num_queries, item.num_keys);
             store(row, reference::attention_row(item.params, &q, &k, &v, sees));
         }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::super::simd::{Element, Kernel, LANES, Simd};
 use super::super::tile::{FLOWING, ROWS, STRIDED, Tile, load_some, with_rows};
-use super::fold::{Item, SCORE_STRIDE, Scratch, TileView};
+use super::fold::{SCORE_STRIDE, Scratch, TileView};
+use super::item::Item;
 use super::source::KvSource;
 use crate::plan::KV_BLOCK;
 

@@ -196,7 +196,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             store(out_row(sequence, item, item.row_begin + row) * (DV / 2u) + column, all_$a * inverse);
 #else
             if item.partial != 0u {
-                let to = item.partial - 1u + row * (DV + 2u) + column * 2u;
+                let to = state_start(item, row) + column * 2u;
                 partial[to] = chunk_$a.x;
                 partial[to + 1u] = chunk_$a.y;
             } else {
@@ -215,8 +215,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
         let top = row_max[thread];
         let sum = row_sum[thread];
         if item.partial != 0u {
-            partial[item.partial - 1u + thread * (DV + 2u) + DV] = top;
-            partial[item.partial - 1u + thread * (DV + 2u) + DV + 1u] = sum;
+            let to = state_start(item, thread);
+            partial[to + DV] = top;
+            partial[to + DV + 1u] = sum;
         }
 #end
 #if LSE

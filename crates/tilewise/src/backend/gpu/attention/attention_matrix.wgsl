@@ -470,7 +470,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             let inverse = finish(merged.sum);
 #else
             let inverse = finish(row_sum_$r);
-            let state = item.partial - 1u + row_$r * (DV + 2u);
+            let state = state_start(item, min(row_$r, last_row));
 #end
             let place = out_row(sequence, item, item.row_begin + min(row_$r, last_row));
 #for g in 0..(VT + 3) / 4

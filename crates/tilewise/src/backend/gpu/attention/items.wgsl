@@ -2,7 +2,8 @@
 
 const CHUNK = 1024u;
 
-// Some rows of one KV head of one sequence, with some of its keys. Row r is query r / group, head r % group.
+// Some rows of one KV head of one sequence, with some of its keys. Row r is query r / group, head r % group. Rows of a
+// joint item are of several sequences, whose pages of its keys are those of the first.
 struct Item {
     sequence: u32,
     head: u32,
@@ -12,6 +13,8 @@ struct Item {
     key_end: u32,
     partial: u32,        // decode: one more than where partial states go, 0 where the item finishes its rows;
                          // prefill: where its threads put what they carry from chunk to chunk
+    rows_at: u32,        // joint: one more than where the plan has, for each row, its sequence, its query there, and
+                         // where its state goes
 }
 
 struct Sequence {
@@ -24,7 +27,8 @@ struct Sequence {
 }
 
 fn read_item(at: u32) -> Item {
-    return Item(plan[at], plan[at + 1u], plan[at + 2u], plan[at + 3u], plan[at + 4u], plan[at + 5u], plan[at + 6u]);
+    return Item(plan[at], plan[at + 1u], plan[at + 2u], plan[at + 3u], plan[at + 4u], plan[at + 5u], plan[at + 6u],
+                plan[at + 7u]);
 }
 
 fn read_sequence(at: u32) -> Sequence {

@@ -2,12 +2,33 @@
 
 // Where the vector of a query's head starts.
 fn q_start(sequence: Sequence, item: Item, row: u32) -> u32 {
-    let query = row / args.group;
+    var index = sequence.index;
+    var query = row / args.group;
+    var query_begin = sequence.query_begin;
+#if MERGES == 0
+    if item.rows_at != 0u {
+        let at = item.rows_at - 1u + (row - item.row_begin) * 3u;
+        index = plan[at];
+        query = plan[at + 1u];
+        query_begin = plan[args.sequences_at + index * 6u + 1u];
+    }
+#end
     let head = item.head * args.group + row % args.group;
-    let token = select(sequence.index * args.q_batch + query * args.q_token,
-                       (sequence.query_begin + query) * args.q_token, args.q_batch == 0xffffffffu);
+    let token = select(index * args.q_batch + query * args.q_token, (query_begin + query) * args.q_token,
+                       args.q_batch == 0xffffffffu);
     return args.q_offset + token + head * args.q_head;
 }
+
+#if MERGES == 0
+// Where the partial state of an item's row goes.
+fn state_start(item: Item, row: u32) -> u32 {
+    var at = item.partial - 1u + row * (DV + 2u);
+    if item.rows_at != 0u {
+        at = plan[item.rows_at - 1u + row * 3u + 2u];
+    }
+    return at;
+}
+#end
 
 // Where an item's keys and values start: elements before the first, or the page of a key.
 #if PAGED
@@ -46,6 +67,13 @@ fn visible(sequence: Sequence, item: Item, row: u32) -> vec2<u32> {
     if (args.mask & 2u) != 0u {
         begin = clamp(position - i32(args.left), 0, keys);
     }
+#if MERGES == 0
+    // All rows of a joint item see all of its keys.
+    if item.rows_at != 0u {
+        begin = i32(item.key_begin);
+        end = i32(item.key_end);
+    }
+#end
     return vec2<u32>(u32(begin), u32(end));
 }
 

@@ -8,7 +8,7 @@ use super::super::memory::GpuBuffer;
 use super::KERNELS;
 use super::shape::MatrixShape;
 use crate::plan::{KV_CHUNK, WorkItem};
-use crate::{AttentionPlan, DeviceBuffer, Error, Result, plan};
+use crate::{AttentionPlan, BatchLayout, DeviceBuffer, Error, Result, plan};
 
 /// Where the parts of a plan are in its buffer, in words.
 pub(in super::super) struct Resident {
@@ -54,33 +54,23 @@ pub(in super::super) fn reside(
     plan: &mut AttentionPlan,
     tiles: [Tile; KERNELS.len()],
 ) -> Result<()> {
-    let layout = &plan.layout;
-    let mut words: Vec<u32> = Vec::new();
+    let mut words = sequence_words(&plan.layout);
     let sequences_at = 0;
-    for sequence in 0..layout.num_sequences() {
-        let page_begin = layout.page_table().map_or(0, |table| table.indptr[sequence]);
-        words.extend([
-            sequence as u32,
-            layout.qo_indptr()[sequence],
-            layout.num_queries(sequence) as u32,
-            layout.kv_indptr()[sequence],
-            layout.num_keys(sequence) as u32,
-            page_begin,
-        ]);
-    }
     let pages_at = words.len();
-    words.extend(layout.page_table().iter().flat_map(|table| &table.pages));
-    let items_at = words.len();
+    words.extend(plan.layout.page_table().iter().flat_map(|table| &table.pages));
     let mut items = [0..0, 0..0];
-    let mut workspace = plan.workspace;
+    let (mut of_items, mut workspace) = (Vec::new(), plan.workspace);
     let mut end = 0;
     for (kernel, range) in items.iter_mut().enumerate() {
         let start = end;
         for work in plan.work.iter().filter(|work| work.kernel == kernel) {
-            end += item_words(plan, work, tiles[kernel], &mut workspace, &mut words);
+            let rows_at = row_words(plan, work, &mut words);
+            end += item_words(plan, (work, rows_at), tiles[kernel], &mut workspace, &mut of_items);
         }
         *range = start..end;
     }
+    let items_at = words.len();
+    words.append(&mut of_items);
     plan.workspace = workspace;
     let layout = &plan.layout;
     let merges_at = words.len();
@@ -94,17 +84,7 @@ pub(in super::super) fn reside(
         words.extend([merge.first_partial as u32 + 1, 0]);
     }
     let tokens_at = words.len();
-    if let Some(table) = layout.page_table() {
-        for sequence in 0..layout.num_sequences() {
-            let queries = layout.num_queries(sequence);
-            let first = layout.num_keys(sequence) - queries;
-            for token in 0..queries {
-                let position = first + token;
-                let page = layout.pages(sequence)[position / table.page_size];
-                words.extend([sequence as u32, token as u32, page, (position % table.page_size) as u32]);
-            }
-        }
-    }
+    write_tokens(layout, &mut words);
     if plan.workspace >= u32::MAX as usize || words.len() >= u32::MAX as usize {
         let bytes = plan.workspace.saturating_mul(4);
         return Err(Error::OutOfMemory { what: "partial states of attention".to_owned(), bytes });
@@ -129,18 +109,66 @@ pub(in super::super) fn reside(
     Ok(())
 }
 
-/// Cuts a work item into tiles of rows; returns how many.
+/// What kernels need to know of each sequence.
+fn sequence_words(layout: &BatchLayout) -> Vec<u32> {
+    let mut words = Vec::new();
+    for sequence in 0..layout.num_sequences() {
+        let page_begin = layout.page_table().map_or(0, |table| table.indptr[sequence]);
+        words.extend([
+            sequence as u32,
+            layout.qo_indptr()[sequence],
+            layout.num_queries(sequence) as u32,
+            layout.kv_indptr()[sequence],
+            layout.num_keys(sequence) as u32,
+            page_begin,
+        ]);
+    }
+    words
+}
+
+/// Writes where each new token goes, if it goes to a page.
+fn write_tokens(layout: &BatchLayout, words: &mut Vec<u32>) {
+    let Some(table) = layout.page_table() else { return };
+    for sequence in 0..layout.num_sequences() {
+        let queries = layout.num_queries(sequence);
+        let first = layout.num_keys(sequence) - queries;
+        for token in 0..queries {
+            let position = first + token;
+            let page = layout.pages(sequence)[position / table.page_size];
+            words.extend([sequence as u32, token as u32, page, (position % table.page_size) as u32]);
+        }
+    }
+}
+
+/// Writes what each row of a joint item is of and where its state goes. Returns one more than where that is, 0 for
+/// other items.
+fn row_words(plan: &AttentionPlan, work: &WorkItem, words: &mut Vec<u32>) -> usize {
+    if work.sharers.is_empty() {
+        return 0;
+    }
+    let (group, state) = (plan.params.group_size(), plan.params.value_dim + 2);
+    let at = words.len() + 1;
+    let first = work.partial.map(|partial| (work.sequence, work.queries.len(), partial));
+    let sharers = work.sharers.iter().map(|sharer| (sharer.sequence, sharer.queries, sharer.partial));
+    for (sequence, queries, partial) in first.into_iter().chain(sharers) {
+        let row = |row: usize| [sequence, row / group, partial + row * state].map(|n| n as u32);
+        words.extend((0..queries * group).flat_map(row));
+    }
+    at
+}
+
+/// Cuts a work item into tiles of rows; returns how many. `rows_at` is what [`row_words`] returned.
 ///
 /// A tile that finishes its rows over several chunks gets room for what it carries.
 fn item_words(
     plan: &AttentionPlan,
-    work: &WorkItem,
+    (work, rows_at): (&WorkItem, usize),
     tile: Tile,
     workspace: &mut usize,
     words: &mut Vec<u32>,
 ) -> usize {
     let (group, state) = (plan.params.group_size(), plan.params.value_dim + 2);
-    let all = work.queries.start * group..work.queries.end * group;
+    let all = work.queries.start * group..(work.queries.start + work.num_queries()) * group;
     let mut tiles = 0;
     for begin in all.clone().step_by(tile.rows) {
         let end = all.end.min(begin + tile.rows);
@@ -152,7 +180,8 @@ fn item_words(
             *workspace = partial + tile.carried;
         }
         words.extend([work.sequence, work.kv_heads.start, begin, end].map(|n| n as u32));
-        words.extend([work.keys.start as u32, work.keys.end as u32, partial as u32, 0]);
+        let rows_at = if rows_at == 0 { 0 } else { rows_at + 3 * begin };
+        words.extend([work.keys.start, work.keys.end, partial, rows_at].map(|n| n as u32));
         tiles += 1;
     }
     tiles
