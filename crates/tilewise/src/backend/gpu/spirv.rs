@@ -68,13 +68,16 @@ pub(super) fn translate(text: &str, barrier: SubgroupBarrier) -> Result<Translat
     let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
     let sizes = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx()).next_multiple_of(16));
     Ok(Translation {
-        words: ordered(&words, barrier),
+        words: halved(&ordered(&words, barrier))?,
         workgroup_size: module.entry_points[0].workgroup_size,
         workgroup_memory: sizes.sum(),
     })
 }
 
 // Numbers of the SPIR-V specification, version 1.6, and of SPV_KHR_cooperative_matrix.
+const CAPABILITY: u32 = 17;
+const FLOAT16: u32 = 9;
+const TYPE_FLOAT: u32 = 22;
 const TYPE_POINTER: u32 = 32;
 const CONSTANT: u32 = 43;
 const FUNCTION: u32 = 54;
@@ -87,6 +90,9 @@ const MEMBER_DECORATE: u32 = 72;
 const NON_WRITABLE: u32 = 24;
 const CONTROL_BARRIER: u32 = 224;
 const MEMORY_BARRIER: u32 = 225;
+const TYPE_MATRIX: u32 = 4456;
+/// The use of a matrix that is added to; A and B are below it.
+const MATRIX_C: u32 = 2;
 const MATRIX_LOAD: u32 = 4457;
 const MATRIX_STORE: u32 = 4458;
 const WORKGROUP_CLASS: u32 = 4;
@@ -163,6 +169,50 @@ fn ordered(words: &[u32], barrier: SubgroupBarrier) -> Vec<u32> {
     out
 }
 
+/// A module whose matrices A and B are of f16. naga takes a matrix to be of the type of the memory that it is loaded from.
+/// Where that is words of f32 which hold pairs of f16, the matrix is said here to be what it is: no device has matrices A
+/// and B of f32.
+fn halved(words: &[u32]) -> Result<Vec<u32>, String> {
+    let instructions = || Instructions(&words[HEADER..]);
+    let float =
+        |bits: u32| instructions().find(|i| i[0] & 0xffff == TYPE_FLOAT && i[2] == bits).map(|i| i[1]);
+    let (half, single) = (float(16).unwrap_or(words[3]), float(32));
+    let factors: HashSet<u32> =
+        instructions().filter(|i| i[0] & 0xffff == CONSTANT && i[3] < MATRIX_C).map(|i| i[2]).collect();
+    let is_factor =
+        |i: &[u32], of| i[0] & 0xffff == TYPE_MATRIX && Some(i[2]) == of && factors.contains(&i[6]);
+    if !instructions().any(|i| is_factor(i, single)) {
+        return Ok(words.to_vec());
+    }
+    // A type may be declared only once.
+    let uses = |of| instructions().filter(move |i| is_factor(i, of)).map(|i| i[6]);
+    if uses(single).any(|own| uses(Some(half)).any(|other| own == other)) {
+        return Err("matrices of f16, and the same in words".to_owned());
+    }
+    let mut out = words[..HEADER].to_vec();
+    if half == words[3] {
+        out[3] += 1;
+        out.extend([2 << 16 | CAPABILITY, FLOAT16]);
+    }
+    let mut declared = false;
+    for instruction in instructions() {
+        let is_half = instruction[0] & 0xffff == TYPE_FLOAT && instruction[1] == half;
+        if is_factor(instruction, single) {
+            if !declared {
+                out.extend([3 << 16 | TYPE_FLOAT, half, 16]);
+            }
+            out.extend(&instruction[..2]);
+            out.push(half);
+            out.extend(&instruction[3..]);
+            declared = true;
+        } else if !(is_half && declared) {
+            out.extend(instruction);
+        }
+        declared |= is_half;
+    }
+    Ok(out)
+}
+
 /// The instructions of a module, each with its first word: its length and its number.
 struct Instructions<'a>(&'a [u32]);
 
@@ -237,6 +287,26 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             matches!(i[0] & 0xffff, DECORATE | MEMBER_DECORATE) && i.last() == Some(&NON_WRITABLE)
         });
         assert_eq!(said.count(), 0);
+    }
+
+    #[test]
+    fn matrices_that_are_loaded_from_words_are_of_f16() {
+        let kernel = KERNEL
+            .replace("var<workgroup> tile: array<f16, 64>", "var<workgroup> tile: array<f32, 32>")
+            .replace("tile[thread] = f16(thread)", "tile[thread / 2u] = bitcast<f32>(thread)")
+            .replace("<f16, ", "<f32, ");
+        for text in [&kernel, KERNEL] {
+            let Translation { words, .. } = translate(text, SubgroupBarrier::Waits).unwrap();
+            let of = |operation| Instructions(&words[HEADER..]).filter(move |i| i[0] & 0xffff == operation);
+            let floats: HashMap<u32, u32> = of(TYPE_FLOAT).map(|i| (i[1], i[2])).collect();
+            let values: HashMap<u32, u32> = of(CONSTANT).map(|i| (i[2], i[3])).collect();
+            let mut matrices: Vec<_> = of(TYPE_MATRIX).map(|i| (values[&i[6]], floats[&i[2]])).collect();
+            matrices.sort_unstable();
+            assert_eq!(matrices, [(0, 16), (1, 16), (2, 32)], "use and bits");
+            assert_eq!(of(TYPE_FLOAT).count(), floats.len(), "each type is declared once");
+            assert!(of(CAPABILITY).any(|i| i[1] == FLOAT16));
+            assert!(floats.keys().all(|id| *id < words[3]));
+        }
     }
 
     #[test]

@@ -32,17 +32,14 @@ const HIDDEN = -3.4e38;
 var<workgroup> k_tile: array<vec4<f16>, ${KEYS * K_ROW / 4}>;
 var<workgroup> v_tile: array<vec4<f16>, ${KEYS * V_ROW / 4}>;
 var<workgroup> s_tile: array<vec$F<f32>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
-var<workgroup> p_tile: array<vec$F<f16>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
 fn k_put(at: u32, value: vec4<f16>) { k_tile[at / 4u] = value; }
 fn v_put(at: u32, value: vec4<f16>) { v_tile[at / 4u] = value; }
 fn s_get(at: u32) -> vec$F<f32> { return s_tile[at / ${F}u]; }
 fn s_put(at: u32, value: vec$F<f32>) { s_tile[at / ${F}u] = value; }
-fn p_put(at: u32, value: vec$F<f16>) { p_tile[at / ${F}u] = value; }
 #else
 var<workgroup> k_tile: array<f16, ${KEYS * K_ROW}>;
 var<workgroup> v_tile: array<f16, ${KEYS * V_ROW}>;
 var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (LOOK + 8)}>;
-var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (LOOK + 8)}>;
 fn k_put(at: u32, value: vec4<f16>) {
 #for c in 0..4
     k_tile[at + ${c}u] = value[$c];
@@ -65,11 +62,29 @@ fn s_put(at: u32, value: vec$F<f32>) {
     s_tile[at + ${c}u] = value[$c];
 #end
 }
-fn p_put(at: u32, value: vec$F<f16>) {
-#for c in 0..F
-    p_tile[at + ${c}u] = value[$c];
+#end
+#if OVER
+// Weights take the place of the scores that they come from, two to a word: in this text they are matrices of f32, which
+// stand for f16 (spirv.rs).
+fn p_put(at: u32, value: vec$F<f32>) {
+    let word = at / 2u;
+    s_tile[word / ${F}u][word % ${F}u] = bitcast<f32>(pack2x16float(value.xy));
+#if F == 4
+    s_tile[word / 4u][word % 4u + 1u] = bitcast<f32>(pack2x16float(value.zw));
 #end
 }
+#else
+#if WIDE
+var<workgroup> p_tile: array<vec$F<f16>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
+fn p_put(at: u32, value: vec$F<f32>) { p_tile[at / ${F}u] = vec$F<f16>(value); }
+#else
+var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (LOOK + 8)}>;
+fn p_put(at: u32, value: vec$F<f32>) {
+#for c in 0..F
+    p_tile[at + ${c}u] = f16(value[$c]);
+#end
+}
+#end
 #end
 #if F == 4
 fn largest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
@@ -78,8 +93,8 @@ fn total(x: vec4<f32>) -> f32 { return (x.x + x.y) + (x.z + x.w); }
 fn largest(x: vec2<f32>) -> f32 { return max(x.x, x.y); }
 fn total(x: vec2<f32>) -> f32 { return x.x + x.y; }
 #end
-// One more than the step in which a key's value was found not to be finite.
-var<workgroup> bad: array<u32, ${KEYS}>;
+// Whether a value was left out since it is not finite.
+var<workgroup> bad: array<atomic<u32>, 4>;
 
 // Eight elements of memory, in pairs. Places in memory are counted in units of UNIT elements.
 #if ALIGNED
@@ -182,7 +197,7 @@ fn not_finite(values: vec4<f16>) -> bool {
                 let at = place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u;
                 v_put(at, vec4<f16>());
                 v_put(at + 4u, vec4<f16>());
-                bad[place / ${VT * SPLIT * T / 8}u] = next + 1u;
+                atomicStore(&bad[0], 1u);
             }
         }
 #end
@@ -240,18 +255,24 @@ fn not_finite(values: vec4<f16>) -> bool {
             keep_$r = select(exp2(row_max_$r - top), 1.0, row_max_$r == NONE);
             row_max_$r = top;
         }
+#if OVER
+        subgroupBarrier();
+#end
         var sum = vec$F<f32>();
 #for j in 0..LOOK / F / LANES
         x_$j = exp2(x_$j - row_max_$r);
         sum += x_$j;
-        p_put(p_own + ${j * LANES * F}u, vec$F<f16>(x_$j));
+        p_put(p_own + ${j * LANES * F}u, x_$j);
 #end
         row_sum_$r = fma(row_sum_$r, keep_$r, total(sum));
     }
     subgroupBarrier();
 #for n in 0..LOOK / T
-    let p_${r}_${n}_at = (p_base + ${n * T}u) / ${SW}u;
-    let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[p_${r}_${n}_at], ${(LOOK + 8) / SW}u);
+    let p_${r}_${n}_at = (p_base + ${n * T}u) / ${PW}u;
+    let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[p_${r}_${n}_at], ${(LOOK + 8) / PW}u);
+#end
+#if OVER
+    subgroupBarrier();
 #end
 #end
     // Outputs of rows whose maximum has moved go once through workgroup memory.
@@ -309,7 +330,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let sequence = read_sequence(args.sequences_at + item.sequence * 6u);
     let split = subgroup % ${SPLIT}u;
     let s_base = subgroup * T * S_ROW;
+#if OVER
+    let p_base = 2u * s_base;
+#else
     let p_base = subgroup * T * P_ROW;
+#end
     // This lane's row of each of its subgroup's tiles, and its share of the row's columns.
     let own = lane / LANES;
     let part = lane % LANES;
@@ -351,13 +376,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #end
 #for s in 0..(DT * T + LOOK - 1) / LOOK
 #for j in 0..LOOK / F / LANES
-    p_put(p_own + ${j * LANES * F}u, vec$F<f16>(x_${r}_${s}_$j));
+    p_put(p_own + ${j * LANES * F}u, x_${r}_${s}_$j);
 #end
     subgroupBarrier();
 #for t in 0..LOOK / T
 #if s * (LOOK / T) + t < DT
-    let q_${r}_${s * (LOOK / T) + t}_at = (p_base + ${t * T}u) / ${SW}u;
-    let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<f16, A>>(&p_tile[q_${r}_${s * (LOOK / T) + t}_at], ${(LOOK + 8) / SW}u);
+    let q_${r}_${s * (LOOK / T) + t}_at = (p_base + ${t * T}u) / ${PW}u;
+    let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[q_${r}_${s * (LOOK / T) + t}_at], ${(LOOK + 8) / PW}u);
 #end
 #end
     subgroupBarrier();
@@ -368,8 +393,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     var row_max_$r = NONE;
     var row_sum_$r = 0.0;
 #end
-    for (var i = thread; i < KEYS; i += THREADS) {
-        bad[i] = 0u;
+    if thread == 0u {
+        atomicStore(&bad[0], 0u);
     }
     let first = item.key_begin / KEYS * KEYS;
     let last_key = max(item.key_end, 1u) - 1u;
@@ -430,16 +455,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
                 }
 #end
             }
-            // A value that is not finite was left out of this step: rows that see it are told of it here.
-            if block < full.x || next > full.y {
-#for r in 0..R
-                for (var key = max(block, seen_$r.x); key < min(next, seen_$r.y); key++) {
-                    if bad[key % KEYS] == block + 1u {
-                        row_sum_$r = bitcast<f32>(0x7fc00000u + part);
-                    }
-                }
-#end
-            }
             // All have used the keys and values of this step.
             workgroupBarrier();
 #use store
@@ -447,6 +462,28 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             block += KEYS;
         }
 
+        // Values that are not finite were left out of steps that not all rows see: rows that see them are told here, since
+        // such code costs registers in the loop.
+        if atomicLoad(&bad[0]) != 0u {
+#for r in 0..R
+            for (var key = max(seen_$r.x, chunk_end - CHUNK); key < min(seen_$r.y, last); key++) {
+                let step = key / KEYS * KEYS;
+                if step < full.x || step + KEYS > full.y {
+#if PAGED
+                    let at = slot(item, page_of(sequence, key), key) * (DV / UNIT);
+#else
+                    let at = v_first + key * (args.v_token / UNIT);
+#end
+                    for (var column = 0u; column < DV; column += 8u) {
+                        let eight = v_eight(at + column / 8u * (8u / UNIT));
+                        if not_finite(four(eight.x, eight.y)) || not_finite(four(eight.z, eight.w)) {
+                            row_sum_$r = bitcast<f32>(0x7fc00000u + part);
+                        }
+                    }
+                }
+            }
+#end
+        }
         // The chunk's sum of all lanes of the row, and its outputs through workgroup memory to where they go.
         let ended = chunk_end >= item.key_end;
 #if MERGES

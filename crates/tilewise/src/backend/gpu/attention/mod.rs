@@ -353,6 +353,10 @@ fn matrix_kernel(
         .set("PARTIAL", partial)
         .set("KW", width(4))
         .set("SW", width(vector))
+        .set("OVER", u32::from(shape.over))
+        .set("PW", width(if shape.over { 2 * vector } else { vector }))
+        .set("P", if shape.over { "f32" } else { "f16" })
+        .set("P_TILE", if shape.over { "s_tile" } else { "p_tile" })
         .set("K_LOADS", loads(key_tiles))
         .set("V_LOADS", loads(value_tiles * shape.split))
         .set("KV", if aligned { "vec4<u32>" } else { "u32" })
@@ -409,7 +413,7 @@ pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
             (DType::F16, false, false),
         ] {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
-            for size in [Size::Large, Size::Small, Size::Tile] {
+            for size in [Size::Large, Size::Small, Size::Window, Size::Tile] {
                 let path = if size == Size::Tile { Path::Decode } else { Path::Prefill };
                 let kernel = match MatrixShape::new(abilities, &params, size) {
                     Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),

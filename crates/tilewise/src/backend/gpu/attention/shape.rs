@@ -23,6 +23,8 @@ pub(super) struct MatrixShape {
     pub split: usize,
     /// Whether tiles are arrays of vectors.
     pub wide: bool,
+    /// Whether weights take the place of scores in workgroup memory.
+    pub over: bool,
 }
 
 /// How many rows a work group takes.
@@ -30,8 +32,10 @@ pub(super) struct MatrixShape {
 pub(super) enum Size {
     /// As many as pay off where there are enough of such work groups for the whole device.
     Large,
-    /// Fewer, that short prompts are spread further and windows read fewer keys beside their rows'.
+    /// Fewer, that short prompts are spread further.
     Small,
+    /// As few, of which several share a multiprocessor: in a window, starting and ending takes much of their time.
+    Window,
     /// One tile of them: decode.
     Tile,
 }
@@ -43,7 +47,7 @@ impl Size {
         let full = |queries: usize| queries * params.group_size() / large.rows() * params.num_kv_heads;
         let groups: usize = (0..layout.num_sequences()).map(|s| full(layout.num_queries(s))).sum();
         match params.mask {
-            Mask::Window { left: Some(_), .. } => Self::Small,
+            Mask::Window { left: Some(_), .. } => Self::Window,
             _ if groups < abilities.busy => Self::Small,
             _ => Self::Large,
         }
@@ -62,25 +66,41 @@ impl MatrixShape {
         // bound by registers, and the keys of a step by workgroup memory: 48 KiB, or 32 KiB with small tiles
         // (bench/records/2026-11-24-h200.csv).
         let head = params.head_dim.max(params.value_dim);
+        let wide = abilities.vector_tiles;
         let (keys, look, row_tiles, groups, split) = match (head, size) {
             (0..=64, Size::Large) => (64, 16, 2, 8, 1),
             (0..=64, _) => (32, 16, 2, 4, 1),
-            (65..=128, Size::Large) => (32, 16, 1, 12, 1),
+            (65..=128, Size::Large) => (32, 16, 2, 8, 1),
+            (65..=128, Size::Window) => (16, 16, 2, 4, 1),
+            // Four work groups of decode fit in the memory of a multiprocessor, where of twice the keys two did.
+            (65..=128, Size::Tile) if wide => (16, 16, 1, 1, 2),
             (65..=128, _) => (32, 16, 1, 8, 1),
             (129..=256, _) => (16, 16, 1, 4, 2),
             _ => (tile, tile, 1, 1, 4),
         };
-        let wide = abilities.vector_tiles;
-        let shape = Self { tile, subgroup, keys, look, row_tiles, groups, split, wide };
+        let shape = Self {
+            tile,
+            subgroup,
+            keys,
+            look,
+            row_tiles,
+            groups,
+            split,
+            wide,
+            over: wide && size == Size::Tile,
+        };
         let fits = shape.memory(params) <= abilities.workgroup_memory as usize;
-        match size {
-            Size::Large if !fits => Self::new(abilities, params, Size::Small),
-            // Decode needs less: it takes this kernel where prompts do.
-            _ if !fits => None,
-            // Never fewer than two subgroups: one alone is miscompiled for Apple's GPUs.
-            Size::Tile => Some(Self { row_tiles: 1, groups: 1, split: split.max(2), ..shape }),
-            _ => Some(shape),
+        if size == Size::Small {
+            return fits.then_some(shape);
         }
+        // All sizes take this kernel, or none does.
+        let small = Self::new(abilities, params, Size::Small)?;
+        Some(match size {
+            // Never fewer than two subgroups: one alone is miscompiled for Apple's GPUs.
+            Size::Tile => Self { row_tiles: 1, groups: 1, split: split.max(2), ..shape },
+            _ if fits => shape,
+            _ => small,
+        })
     }
 
     /// Bytes of workgroup memory.
@@ -88,8 +108,9 @@ impl MatrixShape {
         let (tile, split) = (self.tile, self.split);
         let rows =
             params.head_dim.next_multiple_of(tile) + params.value_dim.next_multiple_of(tile * split) + 16;
-        let scores = self.subgroups() * tile * (self.look + 8) * 6;
-        2 * self.keys * rows + scores + 4 * self.keys
+        // Scores of f32, and weights of f16 beside them, or in their place.
+        let scores = self.subgroups() * tile * (self.look + 8) * if self.over { 4 } else { 6 };
+        2 * self.keys * rows + scores + 16
     }
 
     /// Subgroups of a work group.
@@ -143,7 +164,7 @@ mod tests {
             (Mask::Causal, 8192, Size::Large),
             (Mask::Full, 8192, Size::Large),
             (right, 8192, Size::Large),
-            (window, 8192, Size::Small),
+            (window, 8192, Size::Window),
             (Mask::Causal, 2048, Size::Small),
             (Mask::Causal, 1, Size::Small),
         ] {
@@ -162,10 +183,10 @@ mod tests {
                 Abilities { workgroup_memory: 32 << 10, ..ABILITIES },
                 Abilities { workgroup_memory: 16 << 10, ..ABILITIES },
             ] {
-                let shapes = [Size::Large, Size::Small, Size::Tile]
+                let shapes = [Size::Large, Size::Small, Size::Window, Size::Tile]
                     .map(|size| MatrixShape::new(&abilities, &params, size));
                 let looks = shapes.map(|shape| shape.map(|shape| (shape.tile, shape.look)));
-                assert!(looks[0] == looks[1] && looks[1] == looks[2], "{head_dim} {abilities:?}: {looks:?}");
+                assert!(looks.iter().all(|own| *own == looks[0]), "{head_dim} {abilities:?}: {looks:?}");
                 for shape in shapes.iter().flatten() {
                     assert!(shape.memory(&params) <= abilities.workgroup_memory as usize, "{shape:?}");
                     assert_eq!(shape.keys % shape.look, 0, "{shape:?}");
