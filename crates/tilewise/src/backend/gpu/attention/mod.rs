@@ -65,7 +65,7 @@ pub(super) fn tiles(
     params: &AttentionParams,
     layout: &BatchLayout,
 ) -> [Tile; KERNELS.len()] {
-    [Size::of(abilities, params, layout), Size::Tile].map(|size| {
+    [Size::of(abilities, params, layout), Size::of_decode(abilities, params, layout)].map(|size| {
         match MatrixShape::new(abilities, params, size) {
             None => Tile { rows: fma_rows(params), carried: 0, shape: None },
             Some(shape) => {
@@ -413,8 +413,8 @@ pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
             (DType::F16, false, false),
         ] {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
-            for size in [Size::Large, Size::Small, Size::Window, Size::Tile] {
-                let path = if size == Size::Tile { Path::Decode } else { Path::Prefill };
+            for size in [Size::Large, Size::Small, Size::Window, Size::Tile, Size::ManyTiles] {
+                let path = if size.is_decode() { Path::Decode } else { Path::Prefill };
                 let kernel = match MatrixShape::new(abilities, &params, size) {
                     Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),
                     None => fma_kernel(&params, dtype),

@@ -2,6 +2,7 @@
 //! keys of a look, is a function of the head's sizes and the device alone.
 
 use super::super::context::Abilities;
+use crate::plan::KV_CHUNK;
 use crate::{AttentionParams, BatchLayout, DType, Mask};
 
 /// The sizes that a matrix kernel is specialised with.
@@ -36,8 +37,10 @@ pub(super) enum Size {
     Small,
     /// As few, of which several share a multiprocessor: in a window, starting and ending takes much of their time.
     Window,
-    /// One tile of them: decode.
+    /// One tile of them: decode by few work groups, each of which has much on its way.
     Tile,
+    /// The same by many, of which as many as possible share a multiprocessor.
+    ManyTiles,
 }
 
 impl Size {
@@ -51,6 +54,17 @@ impl Size {
             _ if groups < abilities.busy => Self::Small,
             _ => Self::Large,
         }
+    }
+
+    /// The size of the work groups that decode a batch.
+    pub(super) fn of_decode(abilities: &Abilities, params: &AttentionParams, layout: &BatchLayout) -> Self {
+        let chunks = |sequence| layout.num_keys(sequence).div_ceil(KV_CHUNK);
+        let groups = (0..layout.num_sequences()).map(chunks).sum::<usize>() * params.num_kv_heads;
+        if groups < abilities.busy { Self::Tile } else { Self::ManyTiles }
+    }
+
+    pub(super) fn is_decode(self) -> bool {
+        matches!(self, Self::Tile | Self::ManyTiles)
     }
 }
 
@@ -72,8 +86,8 @@ impl MatrixShape {
             (0..=64, _) => (32, 16, 2, 4, 1),
             (65..=128, Size::Large) => (32, 16, 2, 8, 1),
             (65..=128, Size::Window) => (16, 16, 2, 4, 1),
-            // Four work groups of decode fit in the memory of a multiprocessor, where of twice the keys two did.
-            (65..=128, Size::Tile) if wide => (16, 16, 1, 1, 2),
+            // Four of them fit in the memory of a multiprocessor, where of twice the keys two do.
+            (65..=128, Size::ManyTiles) if wide => (16, 16, 1, 1, 2),
             (65..=128, _) => (32, 16, 1, 8, 1),
             (129..=256, _) => (16, 16, 1, 4, 2),
             _ => (tile, tile, 1, 1, 4),
@@ -87,7 +101,7 @@ impl MatrixShape {
             groups,
             split,
             wide,
-            over: wide && size == Size::Tile,
+            over: wide && size.is_decode(),
         };
         let fits = shape.memory(params) <= abilities.workgroup_memory as usize;
         if size == Size::Small {
@@ -97,7 +111,7 @@ impl MatrixShape {
         let small = Self::new(abilities, params, Size::Small)?;
         Some(match size {
             // Never fewer than two subgroups: one alone is miscompiled for Apple's GPUs.
-            Size::Tile => Self { row_tiles: 1, groups: 1, split: split.max(2), ..shape },
+            Size::Tile | Size::ManyTiles => Self { row_tiles: 1, groups: 1, split: split.max(2), ..shape },
             _ if fits => shape,
             _ => small,
         })
@@ -174,6 +188,22 @@ mod tests {
     }
 
     #[test]
+    fn decode_by_many_work_groups_takes_less_memory_for_each() {
+        let params = AttentionParams::new(16, 8, 128).dtypes(DType::F32, DType::Bf16);
+        for (sequences, keys, size) in [
+            (1, 160, Size::Tile),
+            (1, 32768, Size::Tile),
+            (8, 8192, Size::ManyTiles),
+            (64, 100, Size::ManyTiles),
+        ] {
+            let layout = BatchLayout::dense(sequences, 1, keys).unwrap();
+            assert_eq!(Size::of_decode(&ABILITIES, &params, &layout), size, "{sequences} of {keys}");
+        }
+        let memory = |size| MatrixShape::new(&ABILITIES, &params, size).unwrap().memory(&params);
+        assert!(memory(Size::ManyTiles) < 12 << 10 && memory(Size::Tile) < 24 << 10);
+    }
+
+    #[test]
     fn all_sizes_look_at_as_many_keys_and_fit_where_one_does() {
         for head_dim in (8..=512).step_by(8) {
             let params = AttentionParams::new(4, 2, head_dim).dtypes(DType::F32, DType::F16);
@@ -183,7 +213,7 @@ mod tests {
                 Abilities { workgroup_memory: 32 << 10, ..ABILITIES },
                 Abilities { workgroup_memory: 16 << 10, ..ABILITIES },
             ] {
-                let shapes = [Size::Large, Size::Small, Size::Window, Size::Tile]
+                let shapes = [Size::Large, Size::Small, Size::Window, Size::Tile, Size::ManyTiles]
                     .map(|size| MatrixShape::new(&abilities, &params, size));
                 let looks = shapes.map(|shape| shape.map(|shape| (shape.tile, shape.look)));
                 assert!(looks.iter().all(|own| *own == looks[0]), "{head_dim} {abilities:?}: {looks:?}");
