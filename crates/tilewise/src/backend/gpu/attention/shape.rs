@@ -78,7 +78,7 @@ impl MatrixShape {
         }
         // A row's maximum is looked at once per look, which must be the same for all sizes. How many rows share a key is
         // bound by registers, and the keys of a step by workgroup memory: 48 KiB, or 32 KiB with small tiles
-        // (bench/records/2026-11-24-h200.csv).
+        // (bench/records/2026-11-24-h200.csv, 2026-11-25-h200.csv).
         let head = params.head_dim.max(params.value_dim);
         let wide = abilities.vector_tiles;
         let (keys, look, row_tiles, groups, split) = match (head, size) {
