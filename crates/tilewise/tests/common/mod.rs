@@ -38,7 +38,7 @@ pub fn cpus() -> Vec<Tested> {
     CpuDevice::instruction_sets().into_iter().map(open).collect()
 }
 
-/// Every GPU, with and without its matrix units; a processor that plays a GPU with them comes with them only. The tests
+/// Every GPU, without its matrix units, with them, and with their matrices' elements; a processor that plays a GPU with them comes with them only. The tests
 /// of a file share the devices, and with them the compiled kernels.
 pub fn gpus() -> &'static [Tested] {
     static GPUS: OnceLock<Vec<Tested>> = OnceLock::new();
@@ -70,8 +70,15 @@ fn open_gpus() -> Vec<Tested> {
             let device = Box::new(GpuDevice::without_matrices(index).unwrap());
             all.push(Tested { name: name.clone(), device, gpu: true, software, matrices: false });
         }
-        let name = if matrices { format!("{name} with matrices") } else { name };
-        all.push(Tested { name, device: Box::new(full), gpu: true, software, matrices });
+        if matrices {
+            let device = Box::new(GpuDevice::without_elements(index).unwrap());
+            let name = format!("{name} with matrices");
+            all.push(Tested { name, device, gpu: true, software, matrices });
+        }
+        if full.computes_with_elements() || !matrices {
+            let name = if matrices { format!("{name} with elements of matrices") } else { name };
+            all.push(Tested { name, device: Box::new(full), gpu: true, software, matrices });
+        }
     }
     all
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wgpu::Features;
 
+use super::elements::Elements;
 use super::memory::{GpuBuffer, Pool};
 use super::pipeline::Pipelines;
 use crate::{Counts, Error, Result};
@@ -13,6 +14,16 @@ use crate::{Counts, Error, Result};
 /// after it has twice as many as the one before, up to `MOST`.
 const FIRST: u64 = 8;
 const MOST: u64 = 256;
+
+/// What is asked of an adapter, where it has it.
+const WANTED: Features = Features::SHADER_F16
+    .union(Features::SUBGROUP)
+    .union(Features::SUBGROUP_BARRIER)
+    .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+    .union(Features::IMMEDIATES)
+    .union(Features::TIMESTAMP_QUERY)
+    .union(Features::PIPELINE_CACHE)
+    .union(Features::PASSTHROUGH_SHADERS);
 
 /// What an adapter can do, as far as kernels are chosen by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +34,24 @@ pub(super) struct Abilities {
     pub subgroup: Option<u32>,
     /// Whether matrix operations take pointers to vectors: as SPIR-V, not as MSL.
     pub vector_tiles: bool,
+    /// Which elements of matrices threads hold, where kernels can compute with them: as SPIR-V.
+    pub elements: Option<Elements>,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
     /// Bytes of the largest buffer that a kernel can see.
     pub binding: u64,
     /// Work groups that keep it busy to the end of a launch: four for each multiprocessor of a large GPU.
     pub busy: usize,
+}
+
+/// How matrix units are used, at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Matrices {
+    Unused,
+    /// Matrices are loaded, multiplied and stored.
+    Whole,
+    /// Kernels compute with their elements too.
+    Elements,
 }
 
 /// A device with its queue, memory and pipelines.
@@ -104,18 +127,10 @@ pub(super) fn is_software(info: &wgpu::AdapterInfo) -> bool {
 }
 
 impl Context {
-    pub(super) fn open(name: &str, adapter: &wgpu::Adapter, use_matrices: bool) -> Result<Self> {
+    pub(super) fn open(name: &str, adapter: &wgpu::Adapter, matrices: Matrices) -> Result<Self> {
         let fail = |why: String| Error::Device { device: name.to_owned(), why };
         let info = adapter.get_info();
-        let wanted = Features::SHADER_F16
-            | Features::SUBGROUP
-            | Features::SUBGROUP_BARRIER
-            | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-            | Features::IMMEDIATES
-            | Features::TIMESTAMP_QUERY
-            | Features::PIPELINE_CACHE
-            | Features::PASSTHROUGH_SHADERS;
-        let features = adapter.features() & wanted;
+        let features = adapter.features() & WANTED;
         if !features.contains(Features::IMMEDIATES) {
             return Err(fail(format!("{} has no immediate data", info.name)));
         }
@@ -147,11 +162,21 @@ impl Context {
             && features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         let widths = if is_apple { [32; 2] } else { [info.subgroup_min_size, info.subgroup_max_size] };
         let subgroup = (features.contains(Features::SUBGROUP) && widths[0] == widths[1]).then_some(widths[0]);
-        let matrices = use_matrices && takes_matrices(&info, features);
+        let has_matrices =
+            matrices != Matrices::Unused && takes_matrices(&info, features) && subgroup.is_some();
+        let matrix_tile = if has_matrices { matrix_tile(adapter) } else { None };
+        let mut pipelines = Pipelines::new(&device, &info);
+        let elements = match (matrices, matrix_tile, subgroup) {
+            (Matrices::Elements, Some(tile), Some(subgroup)) => {
+                pipelines.ask_elements(&device, &queue, tile, subgroup)
+            }
+            _ => None,
+        };
         let abilities = Abilities {
-            matrix_tile: if matrices && subgroup.is_some() { matrix_tile(adapter) } else { None },
+            matrix_tile,
             subgroup,
             vector_tiles: info.backend == wgpu::Backend::Vulkan,
+            elements,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             // Kernels count elements in 32 bits.
             binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(0xffff_ff00),
@@ -159,7 +184,7 @@ impl Context {
         };
         Ok(Self {
             name: name.to_owned(),
-            pipelines: Pipelines::new(&device, &info),
+            pipelines,
             pool: Pool::default(),
             recorder: Mutex::default(),
             epoch: AtomicU64::new(1),

@@ -3,6 +3,7 @@
 mod attention;
 mod ceilings;
 mod context;
+mod elements;
 mod linear;
 mod matrix;
 mod memory;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use self::attention::Pages;
-use self::context::{Context, Span};
+use self::context::{Context, Matrices, Span};
 use self::linear::{Input, Onto};
 use self::memory::{GpuBuffer, Scratch, gpu};
 use crate::dispatch::DispatchPolicy;
@@ -60,7 +61,7 @@ impl GpuDevice {
     /// # Errors
     /// [`Error::Device`] if there is none or it cannot run the kernels.
     pub fn new(index: usize) -> Result<Self> {
-        Self::open(index, true)
+        Self::open(index, Matrices::Elements)
     }
 
     /// The same without its matrix units, as on adapters that have none.
@@ -68,10 +69,18 @@ impl GpuDevice {
     /// # Errors
     /// As [`Self::new`].
     pub fn without_matrices(index: usize) -> Result<Self> {
-        Self::open(index, false)
+        Self::open(index, Matrices::Unused)
     }
 
-    fn open(index: usize, matrices: bool) -> Result<Self> {
+    /// The same with matrix units whose elements cannot be got at, as through Metal.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_elements(index: usize) -> Result<Self> {
+        Self::open(index, Matrices::Whole)
+    }
+
+    fn open(index: usize, matrices: Matrices) -> Result<Self> {
         let name = format!("gpu:{index}");
         let adapters = context::adapters();
         let Some(adapter) = adapters.get(index) else {
@@ -95,6 +104,11 @@ impl GpuDevice {
         self.context.abilities.matrix_tile
     }
 
+    /// Whether kernels compute with the elements of matrices.
+    pub fn computes_with_elements(&self) -> bool {
+        self.context.abilities.elements.is_some()
+    }
+
     fn tensor(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
@@ -105,7 +119,7 @@ impl GpuDevice {
 
     /// Keys or values of a layer, in as many buffers as the device needs to see them.
     fn pages(&self, config: &KvCacheConfig, dim: usize) -> Result<Tensor> {
-        let dtype = pages::stored(self.matrix_tile(), config.dtype);
+        let dtype = pages::stored(&self.context.abilities, config.dtype);
         let bytes = |dim: usize| config.num_pages.saturating_mul(config.page_size * dim * dtype.size());
         let head = bytes(dim);
         // Keys and values are cut at the same heads.
@@ -200,7 +214,7 @@ impl Device for GpuDevice {
     }
 
     fn page_layout(&self, config: &KvCacheConfig) -> PageLayout {
-        pages::layout(&self.caps.description, self.matrix_tile(), config)
+        pages::layout(&self.caps.description, &self.context.abilities, config)
     }
 
     fn download_page(&self, kv: &KvCache, page: u32, bytes: &mut Vec<u8>) -> Result<()> {

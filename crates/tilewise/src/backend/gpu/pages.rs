@@ -3,25 +3,26 @@
 use std::sync::Arc;
 
 use super::attention::Pages;
-use super::context::{Context, Span};
+use super::context::{Abilities, Context, Span};
 use super::memory::GpuBuffer;
 use crate::{DType, KvCache, KvCacheConfig, PageLayout, Result, Tensor, checks};
 
 /// The type that pages of a cache are kept in. Matrix units take f16, which holds every bf16 between 2^-14 and 65504
 /// exactly.
-pub(super) fn stored(matrix_tile: Option<u32>, dtype: DType) -> DType {
+pub(super) fn stored(abilities: &Abilities, dtype: DType) -> DType {
     match dtype {
-        DType::Bf16 if matrix_tile.is_some() => DType::F16,
+        DType::Bf16 if abilities.matrix_tile.is_some() => DType::F16,
         other => other,
     }
 }
 
 /// Per layer keys, then values, each `[head, slot, dim]`. Its name has the adapter and its driver, which compiles the
-/// arithmetic, and whether matrix units are used, whose products round.
-pub(super) fn layout(adapter: &str, matrix_tile: Option<u32>, config: &KvCacheConfig) -> PageLayout {
-    let rows = matrix_tile.map_or("rows".to_owned(), |tile| format!("rows-tile-{tile}"));
-    let name = format!("{rows} of {adapter}");
-    let dtype = stored(matrix_tile, config.dtype);
+/// arithmetic, and whether and how matrix units are used, whose products round.
+pub(super) fn layout(adapter: &str, abilities: &Abilities, config: &KvCacheConfig) -> PageLayout {
+    let rows = abilities.matrix_tile.map_or("rows".to_owned(), |tile| format!("rows-tile-{tile}"));
+    let elements = abilities.elements.map_or("", |_| "-elements");
+    let name = format!("{rows}{elements} of {adapter}");
+    let dtype = stored(abilities, config.dtype);
     PageLayout { name, dtype, bytes: page_bytes(config, dtype) }
 }
 

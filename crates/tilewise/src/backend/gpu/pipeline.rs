@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::elements::{self, Elements};
 use super::memory::GpuBuffer;
 use super::spirv::{self, SubgroupBarrier};
 use super::{context, template};
@@ -97,7 +98,7 @@ impl Specialisation {
 /// A compiled kernel.
 pub(super) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
+    pub layout: wgpu::BindGroupLayout,
     id: usize,
 }
 
@@ -108,6 +109,8 @@ pub(super) struct Pipelines {
     cache: Option<wgpu::PipelineCache>,
     /// How barriers are translated, where the device takes SPIR-V as it is.
     spirv: Option<SubgroupBarrier>,
+    /// Which elements of a matrix threads hold, where that is known.
+    elements: Option<Elements>,
 }
 
 impl Pipelines {
@@ -125,7 +128,21 @@ impl Pipelines {
             // SAFETY: no data of unknown origin is handed in.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
-        Self { compiled: Mutex::default(), groups: Mutex::default(), cache, spirv }
+        Self { compiled: Mutex::default(), groups: Mutex::default(), cache, spirv, elements: None }
+    }
+
+    /// Asks a device that takes SPIR-V which elements of matrices its threads hold. Kernels may then compute with them.
+    pub(super) fn ask_elements(
+        &mut self,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        tile: u32,
+        subgroup: u32,
+    ) -> Option<Elements> {
+        self.spirv?;
+        let pipeline = self.compile(device, &elements::kernel(tile, subgroup), usize::MAX);
+        self.elements = elements::ask(device, queue, &pipeline, tile, subgroup);
+        self.elements
     }
 
     /// Kernels compiled so far.
@@ -193,8 +210,8 @@ impl Pipelines {
         if let Some(barrier) = self.spirv
             && text.contains("coop_mat")
         {
-            let translation =
-                spirv::translate(text, barrier).unwrap_or_else(|why| panic!("kernel {}: {why}", kernel.name));
+            let translation = spirv::translate(text, barrier, self.elements.as_ref())
+                .unwrap_or_else(|why| panic!("kernel {}: {why}", kernel.name));
             let limit = device.limits().max_compute_workgroup_storage_size;
             let bytes = translation.workgroup_memory;
             assert!(bytes <= limit, "kernel {}: {bytes} bytes of workgroup memory, not {limit}", kernel.name);

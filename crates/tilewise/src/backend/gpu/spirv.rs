@@ -8,11 +8,15 @@
 //! behind the work and the barrier that should have hidden its latency (bench/records/2026-11-24-h200.csv: 164 TFLOP/s
 //! so, 189 without).
 
+mod elements;
+
 use std::collections::{HashMap, HashSet};
 
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{ValidationFlags, Validator};
+
+use super::elements::Elements;
 
 /// A kernel as Vulkan takes it.
 pub(super) struct Translation {
@@ -36,7 +40,11 @@ pub(super) enum SubgroupBarrier {
 ///
 /// # Errors
 /// What the compiler says of the text.
-pub(super) fn translate(text: &str, barrier: SubgroupBarrier) -> Result<Translation, String> {
+pub(super) fn translate(
+    text: &str,
+    barrier: SubgroupBarrier,
+    of_threads: Option<&Elements>,
+) -> Result<Translation, String> {
     let capabilities = spv::supported_capabilities();
     let options = naga::front::wgsl::Options { parse_doc_comments: false, capabilities };
     let module = naga::front::wgsl::Frontend::new_with_options(options)
@@ -48,7 +56,7 @@ pub(super) fn translate(text: &str, barrier: SubgroupBarrier) -> Result<Translat
     let unchecked = BoundsCheckPolicy::Unchecked;
     let options = spv::Options {
         lang_version: (1, 6),
-        flags: spv::WriterFlags::empty(),
+        flags: spv::WriterFlags::DEBUG,
         bounds_check_policies: BoundsCheckPolicies {
             index: unchecked,
             buffer: unchecked,
@@ -68,7 +76,7 @@ pub(super) fn translate(text: &str, barrier: SubgroupBarrier) -> Result<Translat
     let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
     let sizes = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx()).next_multiple_of(16));
     Ok(Translation {
-        words: halved(&ordered(&words, barrier))?,
+        words: halved(&ordered(&elements::elementwise(&words, of_threads)?, barrier))?,
         workgroup_size: module.entry_points[0].workgroup_size,
         workgroup_memory: sizes.sum(),
     })
@@ -252,7 +260,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     #[test]
     fn every_barrier_orders_workgroup_memory_and_every_access_to_it_is_visible() {
         let Translation { words, workgroup_size, workgroup_memory } =
-            translate(KERNEL, SubgroupBarrier::Waits).unwrap();
+            translate(KERNEL, SubgroupBarrier::Waits, None).unwrap();
         assert_eq!((workgroup_size, workgroup_memory), ([64, 1, 1], 64 * 2 + 64 * 4));
         let values: HashMap<u32, u32> = Instructions(&words[HEADER..])
             .filter(|i| i[0] & 0xffff == CONSTANT)
@@ -275,14 +283,14 @@ fn main(@builtin(local_invocation_index) thread: u32) {
 
     #[test]
     fn a_barrier_that_only_orders_waits_for_nobody() {
-        let Translation { words, .. } = translate(KERNEL, SubgroupBarrier::Orders).unwrap();
+        let Translation { words, .. } = translate(KERNEL, SubgroupBarrier::Orders, None).unwrap();
         let count = |operation| Instructions(&words[HEADER..]).filter(|i| i[0] & 0xffff == operation).count();
         assert_eq!([count(CONTROL_BARRIER), count(MEMORY_BARRIER)], [1, 1]);
     }
 
     #[test]
     fn no_buffer_is_said_to_be_only_read() {
-        let Translation { words, .. } = translate(KERNEL, SubgroupBarrier::Waits).unwrap();
+        let Translation { words, .. } = translate(KERNEL, SubgroupBarrier::Waits, None).unwrap();
         let said = Instructions(&words[HEADER..]).filter(|i| {
             matches!(i[0] & 0xffff, DECORATE | MEMBER_DECORATE) && i.last() == Some(&NON_WRITABLE)
         });
@@ -296,7 +304,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
             .replace("tile[thread] = f16(thread)", "tile[thread / 2u] = bitcast<f32>(thread)")
             .replace("<f16, ", "<f32, ");
         for text in [&kernel, KERNEL] {
-            let Translation { words, .. } = translate(text, SubgroupBarrier::Waits).unwrap();
+            let Translation { words, .. } = translate(text, SubgroupBarrier::Waits, None).unwrap();
             let of = |operation| Instructions(&words[HEADER..]).filter(move |i| i[0] & 0xffff == operation);
             let floats: HashMap<u32, u32> = of(TYPE_FLOAT).map(|i| (i[1], i[2])).collect();
             let values: HashMap<u32, u32> = of(CONSTANT).map(|i| (i[2], i[3])).collect();
@@ -311,7 +319,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
 
     #[test]
     fn what_is_no_kernel_is_refused_with_its_line() {
-        let why = translate("fn main() { x }", SubgroupBarrier::Waits).err().unwrap();
+        let why = translate("fn main() { x }", SubgroupBarrier::Waits, None).err().unwrap();
         assert!(why.contains("wgsl:1"), "{why}");
     }
 }

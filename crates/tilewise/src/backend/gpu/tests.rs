@@ -10,7 +10,7 @@ use naga::valid::{ValidationFlags, Validator};
 use super::context::Abilities;
 use super::pipeline::Specialisation;
 use super::spirv::{SubgroupBarrier, translate};
-use super::{attention, ceilings, linear, rows, sample, template};
+use super::{attention, ceilings, elements, linear, rows, sample, template};
 
 /// Bytes of threadgroup memory on every Apple GPU.
 const THREADGROUP_MEMORY: u32 = 32 << 10;
@@ -23,14 +23,17 @@ const APPLE: Abilities = Abilities {
     matrix_tile: Some(8),
     subgroup: Some(32),
     vector_tiles: false,
+    elements: None,
     workgroup_memory: THREADGROUP_MEMORY,
     binding: 1 << 30,
     busy: 512,
 };
 
 /// What an NVIDIA GPU can do by Vulkan.
-const NVIDIA: Abilities =
-    Abilities { matrix_tile: Some(16), vector_tiles: true, workgroup_memory: 48 << 10, ..APPLE };
+fn nvidia() -> Abilities {
+    let elements = Some(elements::tests::nvidia());
+    Abilities { matrix_tile: Some(16), vector_tiles: true, elements, workgroup_memory: 48 << 10, ..APPLE }
+}
 
 /// Kernels as they are launched; each module that launches some lists its own.
 fn samples_of(abilities: &Abilities) -> Vec<Specialisation> {
@@ -147,7 +150,7 @@ fn matrices_in_kernels_become_simdgroup_matrices() {
 fn a_name_has_one_template() {
     // Kernels are told apart by their names and values.
     let mut templates = std::collections::HashMap::new();
-    for kernel in [samples_of(&APPLE), samples_of(&NVIDIA)].concat() {
+    for kernel in [samples_of(&APPLE), samples_of(&nvidia())].concat() {
         let template = *templates.entry(kernel.name).or_insert(kernel.source);
         assert!(template == kernel.source, "{} has two", kernel.name);
     }
@@ -157,15 +160,15 @@ fn a_name_has_one_template() {
 #[test]
 fn every_kernel_with_matrices_becomes_spirv_that_fits_a_work_group() {
     let mut most = 0;
-    for abilities in [APPLE, NVIDIA] {
+    for abilities in [APPLE, Abilities { elements: None, ..nvidia() }, nvidia()] {
         for kernel in samples_of(&abilities) {
             let text = kernel.expand();
             if !text.contains("coop_mat") {
                 continue;
             }
             let what = format!("{} {:?}", kernel.name, kernel.values);
-            let translation =
-                translate(&text, SubgroupBarrier::Waits).unwrap_or_else(|why| panic!("{what}: {why}"));
+            let translation = translate(&text, SubgroupBarrier::Waits, abilities.elements.as_ref())
+                .unwrap_or_else(|why| panic!("{what}: {why}"));
             let bytes = translation.workgroup_memory;
             assert!(bytes <= abilities.workgroup_memory, "{what}: {bytes} bytes of workgroup memory");
             most = most.max(bytes);

@@ -1,13 +1,15 @@
 // Attention on matrix units: f16 queries, keys, values and weights, f32 scores and sums. Prefill and split-KV decode
-// are this body with other numbers of subgroups.
+// are this body with other numbers of subgroups; how scores become weights is in attention_elements.wgsl or
+// attention_rows.wgsl.
 //
 // A subgroup has R tiles of T rows (queries times the heads that share a KV head) of one sequence: each key and value
 // that it reads from workgroup memory serves all of them. SPLIT subgroups share the same rows and divide the columns of
-// their output. Keys are taken in chunks of CHUNK, which are merged, and fetched in steps of KEYS while those of the step
-// before are at work. A subgroup leaves out steps of which none of its rows sees a key, and looks at LOOK keys at a time:
-// scores of a tile go through workgroup memory to LANES lanes per row, and weights come back as f16. This concerns the subgroup
-// alone, whose barrier orders its own memory. A row's maximum moves only when a look exceeds it by more than 2^8: outputs
-// stay in registers meanwhile.
+// their output. Keys are taken in chunks of CHUNK, which are merged, and in steps of KEYS, each fetched while the one
+// before is at work. A subgroup leaves out steps of which none of its rows sees a key, and looks at LOOK keys at a time. A
+// row's maximum moves only when a look exceeds it by more than 2^8: outputs stay in registers meanwhile.
+//
+// Steps are put into workgroup memory at the end of the one before where a subgroup has one row tile, and at their own
+// begin where it has two: each is a tenth faster so (bench/records/2026-11-28-h200.csv).
 //
 // `for (var once = ..)` is `if`, of a condition that is the same for the subgroup but is not seen to be.
 
@@ -20,79 +22,12 @@ const DV = ${DV}u;
 // Rows are padded so that what lanes touch together lies in different banks.
 const K_ROW = ${K_ROW}u;
 const V_ROW = ${V_ROW}u;
-const S_ROW = ${LOOK + 8}u;
-const P_ROW = ${LOOK + 8}u;
+const S_ROW = ${S_ROW}u;
 const LANES = ${LANES}u;
 // The maximum of a row that has seen no key, and the score of a key that is not seen: its weight is zero even then.
 const NONE = -3.0e38;
 const HIDDEN = -3.4e38;
 
-// Tiles are arrays of vectors where a pointer to a vector may be given to matrix operations, else of scalars.
-#if WIDE
-var<workgroup> k_tile: array<vec4<f16>, ${KEYS * K_ROW / 4}>;
-var<workgroup> v_tile: array<vec4<f16>, ${KEYS * V_ROW / 4}>;
-var<workgroup> s_tile: array<vec$F<f32>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
-fn k_put(at: u32, value: vec4<f16>) { k_tile[at / 4u] = value; }
-fn v_put(at: u32, value: vec4<f16>) { v_tile[at / 4u] = value; }
-fn s_get(at: u32) -> vec$F<f32> { return s_tile[at / ${F}u]; }
-fn s_put(at: u32, value: vec$F<f32>) { s_tile[at / ${F}u] = value; }
-#else
-var<workgroup> k_tile: array<f16, ${KEYS * K_ROW}>;
-var<workgroup> v_tile: array<f16, ${KEYS * V_ROW}>;
-var<workgroup> s_tile: array<f32, ${SUBGROUPS * T * (LOOK + 8)}>;
-fn k_put(at: u32, value: vec4<f16>) {
-#for c in 0..4
-    k_tile[at + ${c}u] = value[$c];
-#end
-}
-fn v_put(at: u32, value: vec4<f16>) {
-#for c in 0..4
-    v_tile[at + ${c}u] = value[$c];
-#end
-}
-fn s_get(at: u32) -> vec$F<f32> {
-    var value = vec$F<f32>();
-#for c in 0..F
-    value[$c] = s_tile[at + ${c}u];
-#end
-    return value;
-}
-fn s_put(at: u32, value: vec$F<f32>) {
-#for c in 0..F
-    s_tile[at + ${c}u] = value[$c];
-#end
-}
-#end
-#if OVER
-// Weights take the place of the scores that they come from, two to a word: in this text they are matrices of f32, which
-// stand for f16 (spirv.rs).
-fn p_put(at: u32, value: vec$F<f32>) {
-    let word = at / 2u;
-    s_tile[word / ${F}u][word % ${F}u] = bitcast<f32>(pack2x16float(value.xy));
-#if F == 4
-    s_tile[word / 4u][word % 4u + 1u] = bitcast<f32>(pack2x16float(value.zw));
-#end
-}
-#else
-#if WIDE
-var<workgroup> p_tile: array<vec$F<f16>, ${SUBGROUPS * T * (LOOK + 8) / F}>;
-fn p_put(at: u32, value: vec$F<f32>) { p_tile[at / ${F}u] = vec$F<f16>(value); }
-#else
-var<workgroup> p_tile: array<f16, ${SUBGROUPS * T * (LOOK + 8)}>;
-fn p_put(at: u32, value: vec$F<f32>) {
-#for c in 0..F
-    p_tile[at + ${c}u] = f16(value[$c]);
-#end
-}
-#end
-#end
-#if F == 4
-fn largest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
-fn total(x: vec4<f32>) -> f32 { return (x.x + x.y) + (x.z + x.w); }
-#else
-fn largest(x: vec2<f32>) -> f32 { return max(x.x, x.y); }
-fn total(x: vec2<f32>) -> f32 { return x.x + x.y; }
-#end
 // Whether a value was left out since it is not finite.
 var<workgroup> bad: array<atomic<u32>, 4>;
 
@@ -115,16 +50,17 @@ fn v_eight(at: u32) -> vec4<u32> {
     return eight(vec4<u32>(v[word], v[word + 1u], v[word + 2u], v[word + 3u]), v[word + at % 2u * 4u], at % 2u == 1u);
 }
 #end
-fn four(low: u32, high: u32) -> vec4<f16> {
+// Whether one of eight elements is not finite as f16.
+fn not_finite(eight: vec4<u32>) -> bool {
 #if KV_F16
-    return vec4<f16>(vec4<f32>(unpack2x16float(low), unpack2x16float(high)));
+    let odd = eight & vec4<u32>(0x7c000000u);
+    let even = eight & vec4<u32>(0x7c00u);
+    return any(odd == vec4<u32>(0x7c000000u)) || any(even == vec4<u32>(0x7c00u));
 #else
-    return vec4<f16>(bitcast<vec4<f32>>(vec4<u32>(low << 16u, low & 0xffff0000u, high << 16u, high & 0xffff0000u)));
+    let odd = abs(bitcast<vec4<f32>>(eight & vec4<u32>(0xffff0000u)));
+    let even = abs(bitcast<vec4<f32>>(eight << vec4<u32>(16u)));
+    return !(all(odd < vec4<f32>(65520.0)) && all(even < vec4<f32>(65520.0)));
 #end
-}
-fn not_finite(values: vec4<f16>) -> bool {
-    let exponents = bitcast<vec4<u32>>(vec4<f32>(values)) & vec4<u32>(0x7f800000u);
-    return any(exponents == vec4<u32>(0x7f800000u));
 }
 
 // Eight elements a thread, and again: from memory to registers, and from there to the tiles. There is no branch around
@@ -171,9 +107,7 @@ fn not_finite(values: vec4<f16>) -> bool {
     {
         let place = thread + ${i * THREADS}u;
         if place < ${KEYS * (DT * T / 8)}u {
-            let at = place / ${DT * T / 8}u * K_ROW + place % ${DT * T / 8}u * 8u;
-            k_put(at, four(k_next_$i.x, k_next_$i.y));
-            k_put(at + 4u, four(k_next_$i.z, k_next_$i.w));
+            k_put_eight(place / ${DT * T / 8}u * K_ROW + place % ${DT * T / 8}u * 8u, k_next_$i);
         }
     }
 #end
@@ -181,22 +115,16 @@ fn not_finite(values: vec4<f16>) -> bool {
     {
         let place = thread + ${i * THREADS}u;
         if place < ${KEYS * (VT * SPLIT * T / 8)}u {
-            let at = place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u;
-            v_put(at, four(v_next_$i.x, v_next_$i.y));
-            v_put(at + 4u, four(v_next_$i.z, v_next_$i.w));
+            v_put_eight(place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u, v_next_$i);
         }
     }
 #end
-    if next < full.x || next + KEYS > full.y {
+    if block < full.x || block + KEYS > full.y {
 #for i in 0..V_LOADS
         {
             let place = thread + ${i * THREADS}u;
-            let low = four(v_next_$i.x, v_next_$i.y);
-            let high = four(v_next_$i.z, v_next_$i.w);
-            if place < ${KEYS * (VT * SPLIT * T / 8)}u && (not_finite(low) || not_finite(high)) {
-                let at = place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u;
-                v_put(at, vec4<f16>());
-                v_put(at + 4u, vec4<f16>());
+            if place < ${KEYS * (VT * SPLIT * T / 8)}u && not_finite(v_next_$i) {
+                v_put_eight(place / ${VT * SPLIT * T / 8}u * V_ROW + place % ${VT * SPLIT * T / 8}u * 8u, vec4<u32>());
                 atomicStore(&bad[0], 1u);
             }
         }
@@ -204,100 +132,34 @@ fn not_finite(values: vec4<f16>) -> bool {
     }
 #end
 
-// Scores of the keys from `begin`, weights of this lane's rows, and outputs.
+// Scores of the keys from `begin`, weights, and outputs.
 #block look
 #for r in 0..R
 #for n in 0..LOOK / T
+#if ELEMENTS
+    var s_${r}_$n = matrix_of_rows(less_$r);
+#else
     var s_${r}_$n = coop_mat${T}x${T}<f32, C>();
+#end
 #end
 #end
 #for d in 0..DT
 #for n in 0..LOOK / T
     {
         let at = ${((l * LOOK + n * T) * K_ROW + d * T) / KW}u;
-        let key = coopLoad<coop_mat${T}x${T}<f16, B>>(&k_tile[at], ${K_ROW / KW}u);
+        let key = coopLoad<coop_mat${T}x${T}<$P, B>>(&$K_TILE[at], ${K_ROW / KW}u);
 #for r in 0..R
         s_${r}_$n = coopMultiplyAdd(q_${r}_$d, key, s_${r}_$n);
 #end
     }
 #end
 #end
-#for r in 0..R
-    var keep_$r = 1.0;
-#for n in 0..LOOK / T
-    let s_${r}_${n}_at = (s_base + ${n * T}u) / ${SW}u;
-    coopStoreT(s_${r}_$n, &s_tile[s_${r}_${n}_at], ${(LOOK + 8) / SW}u);
-#end
-    subgroupBarrier();
-    {
-#for j in 0..LOOK / F / LANES
-        var x_$j = s_get(s_own + ${j * LANES * F}u);
-#end
-        if begin < all_see.x || begin + LOOK > all_see.y {
-            // Keys from the first that this lane's row sees; others have larger numbers than `span`.
-            let distance = begin + part * ${F}u - seen_$r.x;
-            let span = seen_$r.y - seen_$r.x;
-#for j in 0..LOOK / F / LANES
-#for c in 0..F
-            x_$j[$c] = select(HIDDEN, x_$j[$c], distance + ${j * LANES * F + c}u < span);
-#end
-#end
-        }
-        var top = largest(x_0);
-#for j in 1..LOOK / F / LANES
-        top = max(top, largest(x_$j));
-#end
-#for i in 0..LOG_LANES
-        top = max(top, subgroupShuffleXor(top, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u));
-#end
-        if top > row_max_$r + 8.0 {
-            // The first maximum of a chunk finds no outputs to move.
-            keep_$r = select(exp2(row_max_$r - top), 1.0, row_max_$r == NONE);
-            row_max_$r = top;
-        }
-#if OVER
-        subgroupBarrier();
-#end
-        var sum = vec$F<f32>();
-#for j in 0..LOOK / F / LANES
-        x_$j = exp2(x_$j - row_max_$r);
-        sum += x_$j;
-        p_put(p_own + ${j * LANES * F}u, x_$j);
-#end
-        row_sum_$r = fma(row_sum_$r, keep_$r, total(sum));
-    }
-    subgroupBarrier();
-#for n in 0..LOOK / T
-    let p_${r}_${n}_at = (p_base + ${n * T}u) / ${PW}u;
-    let p_${r}_$n = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[p_${r}_${n}_at], ${(LOOK + 8) / PW}u);
-#end
-#if OVER
-    subgroupBarrier();
-#end
-#end
-    // Outputs of rows whose maximum has moved go once through workgroup memory.
-#for r in 0..R
-    for (var moved = subgroupAny(keep_$r != 1.0); moved; moved = false) {
-#for t in 0..VT
-        {
-            let at = s_base / ${SW}u;
-            coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 8) / SW}u);
-            subgroupBarrier();
-#for j in 0..T / F / LANES
-            s_put(o_own + ${j * LANES * F}u, s_get(o_own + ${j * LANES * F}u) * keep_$r);
-#end
-            subgroupBarrier();
-            o_${r}_$t = coopLoadT<coop_mat${T}x${T}<f32, C>>(&s_tile[at], ${(LOOK + 8) / SW}u);
-            subgroupBarrier();
-        }
-#end
-    }
-#end
+#use weigh
 #for n in 0..LOOK / T
 #for t in 0..VT
     {
-        let at = (${(l * LOOK + n * T) * V_ROW + t * T}u + split * ${VT * T}u) / ${KW}u;
-        let value = coopLoadT<coop_mat${T}x${T}<f16, B>>(&v_tile[at], ${V_ROW / KW}u);
+        let at = ${V_AT}u + (${(l * LOOK + n * T) * V_ROW + t * T}u + split * ${VT * T}u) / ${KW}u;
+        let value = coopLoadT<coop_mat${T}x${T}<$P, B>>(&$V_TILE[at], ${V_ROW / KW}u);
 #for r in 0..R
         o_${r}_$t = coopMultiplyAdd(p_${r}_$n, value, o_${r}_$t);
 #end
@@ -329,23 +191,25 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let item = read_item(args.items_at + index * 8u);
     let sequence = read_sequence(args.sequences_at + item.sequence * 6u);
     let split = subgroup % ${SPLIT}u;
+    // Where the subgroup exchanges scores or outputs, and, as halves, queries.
     let s_base = subgroup * T * S_ROW;
-#if OVER
+#if ELEMENTS
     let p_base = 2u * s_base;
 #else
-    let p_base = subgroup * T * P_ROW;
+    let p_base = s_base;
 #end
     // This lane's row of each of its subgroup's tiles, and its share of the row's columns.
     let own = lane / LANES;
     let part = lane % LANES;
     let s_own = s_base + own * S_ROW + part * ${F}u;
-    let p_own = p_base + own * P_ROW + part * ${F}u;
-    let o_own = s_base + own * S_ROW + part * ${F}u;
+    let p_own = p_base + own * S_ROW + part * ${F}u;
     let first_row = subgroup / ${SPLIT}u * ${R * T}u;
     let last_row = item.row_end - item.row_begin - 1u;
 #for r in 0..R
     let row_$r = first_row + ${r * T}u + own;
+#if ELEMENTS == 0
     let seen_$r = row_sees(sequence, item, row_$r);
+#end
 #end
     // The keys that all rows see, and those that one does: of this subgroup, and of the work group. Steps outside of the
     // former need care: a value that is not finite must not reach a row by a zero weight.
@@ -382,20 +246,21 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #for t in 0..LOOK / T
 #if s * (LOOK / T) + t < DT
     let q_${r}_${s * (LOOK / T) + t}_at = (p_base + ${t * T}u) / ${PW}u;
-    let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[q_${r}_${s * (LOOK / T) + t}_at], ${(LOOK + 8) / PW}u);
+    let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[q_${r}_${s * (LOOK / T) + t}_at], ${S_ROW / PW}u);
 #end
 #end
     subgroupBarrier();
 #end
 #end
 
-#for r in 0..R
-    var row_max_$r = NONE;
-    var row_sum_$r = 0.0;
-#end
     if thread == 0u {
         atomicStore(&bad[0], 0u);
     }
+#if ELEMENTS
+    for (var at = thread; at < ${T * T / 4}u; at += THREADS) {
+        place_tile[at] = vec4<f32>(4.0 * f32(at)) + vec4<f32>(0.0, 1.0, 2.0, 3.0);
+    }
+#end
     let first = item.key_begin / KEYS * KEYS;
     let last_key = max(item.key_end, 1u) - 1u;
 #for i in 0..K_LOADS
@@ -422,15 +287,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let k_first = k_begin(sequence, item) / UNIT;
     let v_first = v_begin(sequence, item) / UNIT;
 #end
-    workgroupBarrier();
     {
         let next = first;
         if item.key_end > 0u {
 #use load
         }
-#use store
     }
-    workgroupBarrier();
 
     var block = first;
     var chunk_end = (first / CHUNK + 1u) * CHUNK;
@@ -440,11 +302,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
         var o_${r}_$t = coop_mat${T}x${T}<f32, C>();
 #end
 #end
+#use begin_chunk
         let last = min(chunk_end, item.key_end);
+#if R == 1
+        workgroupBarrier();
+#use store
+        workgroupBarrier();
+#end
         loop {
             if block >= last {
                 break;
             }
+#if R > 1
+            // All have used the keys and values of the step before.
+            workgroupBarrier();
+#use store
+            workgroupBarrier();
+#end
             let next = block + KEYS;
 #use load
             for (var once = block < any_see.y && next > any_see.x; once; once = false) {
@@ -455,18 +329,26 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
                 }
 #end
             }
-            // All have used the keys and values of this step.
+            block += KEYS;
+#if R == 1
+            // As above, but not before outputs are exchanged in the same place.
+            if block >= last {
+                break;
+            }
             workgroupBarrier();
 #use store
             workgroupBarrier();
-            block += KEYS;
+#end
         }
+        workgroupBarrier();
+#use end_chunk
 
         // Values that are not finite were left out of steps that not all rows see: rows that see them are told here, since
         // such code costs registers in the loop.
         if atomicLoad(&bad[0]) != 0u {
 #for r in 0..R
-            for (var key = max(seen_$r.x, chunk_end - CHUNK); key < min(seen_$r.y, last); key++) {
+            let sees_$r = row_sees(sequence, item, row_$r);
+            for (var key = max(sees_$r.x, chunk_end - CHUNK); key < min(sees_$r.y, last); key++) {
                 let step = key / KEYS * KEYS;
                 if step < full.x || step + KEYS > full.y {
 #if PAGED
@@ -476,7 +358,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #end
                     for (var column = 0u; column < DV; column += 8u) {
                         let eight = v_eight(at + column / 8u * (8u / UNIT));
-                        if not_finite(four(eight.x, eight.y)) || not_finite(four(eight.z, eight.w)) {
+                        if not_finite(eight) {
                             row_sum_$r = bitcast<f32>(0x7fc00000u + part);
                         }
                     }
@@ -484,7 +366,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             }
 #end
         }
-        // The chunk's sum of all lanes of the row, and its outputs through workgroup memory to where they go.
+        // Outputs through workgroup memory to where they go.
         let ended = chunk_end >= item.key_end;
 #if MERGES
         let begun = first / CHUNK == chunk_end / CHUNK - 1u;
@@ -492,9 +374,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #for r in 0..R
         {
             let valid = row_$r <= last_row;
-#for i in 0..LOG_LANES
-            row_sum_$r += subgroupShuffleXor(row_sum_$r, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u);
-#end
 #if MERGES
             // What the thread carries from chunk to chunk is at places of its own.
             let carried = item.partial / ${F}u + thread + ${r * (VT * T / F / LANES + 1) * THREADS}u;
@@ -528,12 +407,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #if t < VT
             {
                 let at = s_base / ${SW}u;
-                coopStoreT(o_${r}_$t, &s_tile[at], ${(LOOK + 8) / SW}u);
+                coopStoreT(o_${r}_$t, &$S_TILE[at], ${S_ROW / SW}u);
             }
             subgroupBarrier();
 #for j in 0..T / F / LANES
             {
-                var x = s_get(o_own + ${j * LANES * F}u);
+                var x = s_get(s_own + ${j * LANES * F}u);
                 let column = split * ${VT * T}u + ${t * T + j * LANES * F}u + part * ${F}u;
 #if MERGES
                 if !begun {
@@ -589,8 +468,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #end
 #end
             }
-            row_max_$r = NONE;
-            row_sum_$r = 0.0;
         }
 #end
         if ended {

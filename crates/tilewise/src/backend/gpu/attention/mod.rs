@@ -331,8 +331,8 @@ fn matrix_kernel(
         Path::Prefill => "vec2<f32>",
         Path::Decode => "f32",
     };
-    let width = |vector: usize| if shape.wide { vector } else { 1 };
-    Specialisation::new("attention-matrix", MATRIX)
+    let (k_row, v_row) = (key_tiles * tile + 8, value_tiles * shape.split * tile + 8);
+    in_memory(shape, [k_row, v_row])
         .set("T", tile)
         .set("KEYS", keys)
         .set("LOOK", shape.look)
@@ -346,17 +346,12 @@ fn matrix_kernel(
         .set("DV", params.value_dim)
         .set("DT", key_tiles)
         .set("VT", value_tiles)
-        .set("K_ROW", key_tiles * tile + 8)
-        .set("V_ROW", value_tiles * shape.split * tile + 8)
+        .set("K_ROW", k_row)
+        .set("V_ROW", v_row)
+        .set("S_ROW", shape.score_row())
         .set("WIDE", u32::from(shape.wide))
         .set("F", vector)
         .set("PARTIAL", partial)
-        .set("KW", width(4))
-        .set("SW", width(vector))
-        .set("OVER", u32::from(shape.over))
-        .set("PW", width(if shape.over { 2 * vector } else { vector }))
-        .set("P", if shape.over { "f32" } else { "f16" })
-        .set("P_TILE", if shape.over { "s_tile" } else { "p_tile" })
         .set("K_LOADS", loads(key_tiles))
         .set("V_LOADS", loads(value_tiles * shape.split))
         .set("KV", if aligned { "vec4<u32>" } else { "u32" })
@@ -365,9 +360,54 @@ fn matrix_kernel(
         .set("KV_F16", u32::from(stored == DType::F16))
 }
 
+/// A kernel with what it keeps in workgroup memory: rows of keys and of values take so many elements.
+fn in_memory(shape: MatrixShape, [k_row, v_row]: [usize; 2]) -> Specialisation {
+    let (tile, keys, vector) = (shape.tile, shape.keys, shape.vector());
+    let width = |vector: usize| if shape.wide { vector } else { 1 };
+    match shape.elements {
+        // Keys and values are in one array of four words each.
+        Some(elements) => Specialisation::new("attention-elements", ELEMENTS)
+            .set("ELEMENTS", 1)
+            .set("ROWS", elements.firsts().count())
+            .set("LANE_BITS", elements.lane_bits())
+            .set("P", "f32")
+            .set("TILE", (keys * (k_row + v_row) / 8).max(shape.subgroups() * tile * shape.score_row() / 4))
+            .set("V_AT", keys * k_row / 8)
+            .set("K_TILE", "tile")
+            .set("V_TILE", "tile")
+            .set("S_TILE", "tile")
+            .set("P_TILE", "tile")
+            .set("KW", 8)
+            .set("SW", 4)
+            .set("PW", 8),
+        None => Specialisation::new("attention-matrix", MATRIX)
+            .set("ELEMENTS", 0)
+            .set("P", "f16")
+            .set("V_AT", 0)
+            .set("K_TILE", "k_tile")
+            .set("V_TILE", "v_tile")
+            .set("S_TILE", "s_tile")
+            .set("P_TILE", "p_tile")
+            .set("KW", width(4))
+            .set("SW", width(vector))
+            .set("PW", width(vector)),
+    }
+}
+
 const MATRIX: &str = concat!(
     "enable f16;\nenable wgpu_cooperative_matrix;\n",
     include_str!("launch.wgsl"),
+    include_str!("attention_rows.wgsl"),
+    include_str!("attention_matrix.wgsl"),
+    include_str!("items.wgsl"),
+    include_str!("keys.wgsl"),
+    include_str!("state.wgsl")
+);
+
+const ELEMENTS: &str = concat!(
+    "enable f16;\nenable wgpu_cooperative_matrix;\n",
+    include_str!("launch.wgsl"),
+    include_str!("attention_elements.wgsl"),
     include_str!("attention_matrix.wgsl"),
     include_str!("items.wgsl"),
     include_str!("keys.wgsl"),
@@ -414,7 +454,8 @@ pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
         ] {
             let params = AttentionParams::new(4, 2, head_dim).value_dim(value_dim).dtypes(DType::F32, dtype);
             for size in [Size::Large, Size::Small, Size::Window, Size::Tile, Size::ManyTiles] {
-                let path = if size.is_decode() { Path::Decode } else { Path::Prefill };
+                let is_decode = matches!(size, Size::Tile | Size::ManyTiles);
+                let path = if is_decode { Path::Decode } else { Path::Prefill };
                 let kernel = match MatrixShape::new(abilities, &params, size) {
                     Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),
                     None => fma_kernel(&params, dtype),

@@ -2,6 +2,7 @@
 //! keys of a look, is a function of the head's sizes and the device alone.
 
 use super::super::context::Abilities;
+use super::super::elements::Elements;
 use crate::plan::KV_CHUNK;
 use crate::{AttentionParams, BatchLayout, DType, Mask};
 
@@ -24,8 +25,8 @@ pub(super) struct MatrixShape {
     pub split: usize,
     /// Whether tiles are arrays of vectors.
     pub wide: bool,
-    /// Whether weights take the place of scores in workgroup memory.
-    pub over: bool,
+    /// Which elements of matrices threads hold, where scores become weights among them.
+    pub elements: Option<Elements>,
 }
 
 /// How many rows a work group takes.
@@ -62,10 +63,6 @@ impl Size {
         let groups = (0..layout.num_sequences()).map(chunks).sum::<usize>() * params.num_kv_heads;
         if groups < abilities.busy { Self::Tile } else { Self::ManyTiles }
     }
-
-    pub(super) fn is_decode(self) -> bool {
-        matches!(self, Self::Tile | Self::ManyTiles)
-    }
 }
 
 impl MatrixShape {
@@ -78,10 +75,13 @@ impl MatrixShape {
         }
         // A row's maximum is looked at once per look, which must be the same for all sizes. How many rows share a key is
         // bound by registers, and the keys of a step by workgroup memory: 48 KiB, or 32 KiB with small tiles
-        // (bench/records/2026-11-24-h200.csv, 2026-11-25-h200.csv).
+        // (bench/records/2026-11-24-h200.csv, 2026-11-25-h200.csv; with elements 2026-11-28-h200.csv).
         let head = params.head_dim.max(params.value_dim);
         let wide = abilities.vector_tiles;
+        let elements = abilities.elements;
         let (keys, look, row_tiles, groups, split) = match (head, size) {
+            (0..=64, Size::Large) if elements.is_some() => (128, 16, 1, 16, 1),
+            (65..=128, Size::Large | Size::Small) if elements.is_some() => (64, 16, 1, 8, 1),
             (0..=64, Size::Large) => (64, 16, 2, 8, 1),
             (0..=64, _) => (32, 16, 2, 4, 1),
             (65..=128, Size::Large) => (32, 16, 2, 8, 1),
@@ -92,18 +92,12 @@ impl MatrixShape {
             (129..=256, _) => (16, 16, 1, 4, 2),
             _ => (tile, tile, 1, 1, 4),
         };
-        let shape = Self {
-            tile,
-            subgroup,
-            keys,
-            look,
-            row_tiles,
-            groups,
-            split,
-            wide,
-            over: wide && size.is_decode(),
-        };
-        let fits = shape.memory(params) <= abilities.workgroup_memory as usize;
+        let fits = |shape: &Self| shape.memory(params) <= abilities.workgroup_memory as usize;
+        let mut shape = Self { tile, subgroup, keys, look, row_tiles, groups, split, wide, elements };
+        while elements.is_some() && shape.keys > look && !fits(&shape) {
+            shape.keys /= 2;
+        }
+        let fits = fits(&shape);
         if size == Size::Small {
             return fits.then_some(shape);
         }
@@ -122,9 +116,18 @@ impl MatrixShape {
         let (tile, split) = (self.tile, self.split);
         let rows =
             params.head_dim.next_multiple_of(tile) + params.value_dim.next_multiple_of(tile * split) + 16;
-        // Scores of f32, and weights of f16 beside them, or in their place.
-        let scores = self.subgroups() * tile * (self.look + 8) * if self.over { 4 } else { 6 };
-        2 * self.keys * rows + scores + 16
+        let (keys, scores) = (2 * self.keys * rows, self.subgroups() * tile * self.score_row());
+        match self.elements {
+            // The places of elements, and keys and values, in whose place outputs are exchanged.
+            Some(_) => tile * tile * 4 + keys.max(4 * scores) + 16,
+            // Scores of f32, and weights of f16.
+            None => keys + 6 * scores + 16,
+        }
+    }
+
+    /// Elements from a row of scores or outputs to the next, in memory: padded, against bank conflicts.
+    pub(super) fn score_row(&self) -> usize {
+        self.look + 8
     }
 
     /// Subgroups of a work group.
@@ -158,12 +161,14 @@ impl MatrixShape {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::elements::tests::nvidia;
     use super::*;
 
     const ABILITIES: Abilities = Abilities {
         matrix_tile: Some(16),
         subgroup: Some(32),
         vector_tiles: true,
+        elements: None,
         workgroup_memory: 48 << 10,
         binding: 1 << 30,
         busy: 512,
@@ -199,8 +204,20 @@ mod tests {
             let layout = BatchLayout::dense(sequences, 1, keys).unwrap();
             assert_eq!(Size::of_decode(&ABILITIES, &params, &layout), size, "{sequences} of {keys}");
         }
-        let memory = |size| MatrixShape::new(&ABILITIES, &params, size).unwrap().memory(&params);
-        assert!(memory(Size::ManyTiles) < 12 << 10 && memory(Size::Tile) < 24 << 10);
+        for abilities in [ABILITIES, Abilities { elements: Some(nvidia()), ..ABILITIES }] {
+            let memory = |size| MatrixShape::new(&abilities, &params, size).unwrap().memory(&params);
+            assert!(memory(Size::ManyTiles) < 14 << 10 && memory(Size::Tile) < 24 << 10);
+        }
+    }
+
+    #[test]
+    fn steps_are_as_long_as_memory_allows() {
+        let params = AttentionParams::new(16, 8, 128).dtypes(DType::F32, DType::F16);
+        let keys = |workgroup_memory| {
+            let abilities = Abilities { elements: Some(nvidia()), workgroup_memory, ..ABILITIES };
+            MatrixShape::new(&abilities, &params, Size::Large).map(|shape| shape.keys)
+        };
+        assert_eq!([48 << 10, 32 << 10, 16 << 10, 8 << 10].map(keys), [Some(64), Some(32), Some(16), None]);
     }
 
     #[test]
@@ -209,6 +226,8 @@ mod tests {
             let params = AttentionParams::new(4, 2, head_dim).dtypes(DType::F32, DType::F16);
             for abilities in [
                 ABILITIES,
+                Abilities { elements: Some(nvidia()), ..ABILITIES },
+                Abilities { elements: Some(nvidia()), workgroup_memory: 32 << 10, ..ABILITIES },
                 Abilities { matrix_tile: Some(8), workgroup_memory: 32 << 10, ..ABILITIES },
                 Abilities { workgroup_memory: 32 << 10, ..ABILITIES },
                 Abilities { workgroup_memory: 16 << 10, ..ABILITIES },

@@ -1,0 +1,181 @@
+//! Which elements of a matrix each thread of a subgroup holds. No interface says so: the device is asked.
+
+use super::pipeline::{Pipeline, Specialisation};
+
+/// The most elements of a thread that are dealt with.
+const MOST: usize = 16;
+
+/// What is the same for all threads of a subgroup, of a matrix C of f32 and one A of f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Elements {
+    count: u8,
+    /// The first element that is in the same row, of each.
+    first: [u8; MOST],
+    /// The element of A that stands in the same place, of each of C.
+    factor: [u8; MOST],
+    /// Threads whose numbers differ in these bits have other elements of the same rows.
+    lane_bits: u8,
+}
+
+impl Elements {
+    /// Elements of a thread.
+    pub(super) fn count(&self) -> u32 {
+        u32::from(self.count)
+    }
+
+    /// The elements that are a thread's first of their rows.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = u32> {
+        (0..self.count()).filter(|&at| self.first(at) == at)
+    }
+
+    /// The first element in the row of one.
+    pub(super) fn first(&self, at: u32) -> u32 {
+        u32::from(self.first[at as usize])
+    }
+
+    /// The element of a matrix A in the place of one of a matrix C.
+    pub(super) fn factor(&self, at: u32) -> u32 {
+        u32::from(self.factor[at as usize])
+    }
+
+    /// See the field.
+    pub(super) fn lane_bits(&self) -> u32 {
+        u32::from(self.lane_bits)
+    }
+
+    /// What the threads of a subgroup have in common, from the places of each thread's elements in C and in A. `None` where
+    /// that is not enough to compute with rows: a place of C is not the same element of A in all threads, elements share
+    /// a row in some threads only, or a row's elements are not spread over threads like those of any other row.
+    pub(super) fn of(places: &[[f32; 2]], subgroup: usize, tile: usize) -> Option<Self> {
+        let count = places.len() / subgroup;
+        if !(4..=MOST).contains(&count) || places.len() != tile * tile {
+            return None;
+        }
+        let thread = |thread: usize| &places[thread * count..][..count];
+        let threads = || (0..subgroup).map(thread);
+        let row = |own: &[[f32; 2]], at: usize| own[at][0] as usize / tile;
+        let mut elements = Self { count: count as u8, first: [0; MOST], factor: [0; MOST], lane_bits: 0 };
+        for at in 0..count {
+            let first = (0..=at).find(|&other| threads().all(|own| row(own, other) == row(own, at)))?;
+            let factor = (0..count).find(|&other| threads().all(|own| own[other][1] == own[at][0]))?;
+            (elements.first[at], elements.factor[at]) = (first as u8, factor as u8);
+        }
+        let same_rows = |a: usize, b: usize| (0..count).all(|at| row(thread(a), at) == row(thread(b), at));
+        for bit in (0..8).map(|bit| 1 << bit).filter(|bit| *bit < subgroup) {
+            if (0..subgroup).all(|own| same_rows(own, own ^ bit)) {
+                elements.lane_bits |= bit as u8;
+            }
+        }
+        // A row's columns, in the order in which they are added up: those of each thread, thread by thread.
+        let mut rows = vec![Vec::new(); tile];
+        for own in threads() {
+            for first in elements.firsts() {
+                let in_row = (0..count).filter(|&at| u32::from(elements.first[at]) == first);
+                rows[row(own, first as usize)]
+                    .push(in_row.map(|at| own[at][0] as usize % tile).collect::<Vec<_>>());
+            }
+        }
+        let all: std::collections::HashSet<usize> = rows[0].iter().flatten().copied().collect();
+        let of_threads = 1 << elements.lane_bits.count_ones();
+        let alike = rows.iter().all(|row| *row == rows[0]) && rows[0].len() == of_threads;
+        (alike && all.len() == tile && rows[0].iter().flatten().count() == tile).then_some(elements)
+    }
+}
+
+/// The kernel that says where elements are, of two subgroups.
+pub(super) fn kernel(tile: u32, subgroup: u32) -> Specialisation {
+    Specialisation::new("elements", include_str!("elements.wgsl"))
+        .set("T", tile)
+        .set("SUBGROUP", subgroup)
+        .set("COUNT", tile * tile / subgroup)
+}
+
+/// Asks a device. `None` where it does not say, or threads have nothing in common.
+pub(super) fn ask(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    kernel: &Pipeline,
+    tile: u32,
+    subgroup: u32,
+) -> Option<Elements> {
+    let size = u64::from(2 * tile * tile) * size_of::<[f32; 2]>() as u64;
+    let buffer = |usage| {
+        device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    };
+    let out = buffer(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC);
+    let staging = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &kernel.layout,
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: out.as_entire_binding() }],
+    });
+    let mut encoder = device.create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&kernel.pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+    encoder.copy_buffer_to_buffer(&out, 0, &staging, 0, size);
+    queue.submit([encoder.finish()]);
+    let slice = staging.slice(..);
+    slice.map_async(wgpu::MapMode::Read, |_| {});
+    device.poll(wgpu::PollType::wait_indefinitely()).ok()?;
+    let mapped = slice.get_mapped_range().ok()?;
+    let places: &[[f32; 2]] = bytemuck::cast_slice(&mapped);
+    Elements::of(&places[..(tile * tile) as usize], subgroup as usize, tile as usize)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Places by a thread and the number of an element, the same in C and A.
+    fn places(subgroup: usize, tile: usize, place: impl Fn(usize, usize) -> (usize, usize)) -> Vec<[f32; 2]> {
+        let count = tile * tile / subgroup;
+        let all = (0..subgroup).flat_map(|thread| (0..count).map(move |at| (thread, at)));
+        all.map(|(thread, at)| place(thread, at))
+            .map(|(row, column)| [(row * tile + column) as f32; 2])
+            .collect()
+    }
+
+    /// As NVIDIA's driver lays out tiles of 16x16.
+    pub(in super::super) fn nvidia() -> Elements {
+        let place =
+            |thread: usize, at: usize| (thread / 4 + at / 4 * 8, thread % 4 * 2 + at % 2 + at / 2 % 2 * 8);
+        Elements::of(&places(32, 16, place), 32, 16).unwrap()
+    }
+
+    #[test]
+    fn rows_are_found_where_threads_share_them() {
+        let elements = nvidia();
+        assert_eq!((elements.count(), elements.lane_bits()), (8, 0b11));
+        assert_eq!(elements.firsts().collect::<Vec<_>>(), [0, 4]);
+        assert_eq!((0..8).map(|at| elements.factor(at)).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        // A column for each thread, as Mesa's software adapter has it; and a row for each.
+        let columns = Elements::of(&places(8, 8, |thread, at| (at, thread)), 8, 8).unwrap();
+        assert_eq!((columns.firsts().count(), columns.lane_bits()), (8, 0b111));
+        let rows = Elements::of(&places(8, 8, |thread, at| (thread, at)), 8, 8).unwrap();
+        assert_eq!((rows.firsts().count(), rows.lane_bits()), (1, 0));
+    }
+
+    #[test]
+    fn a_factor_with_another_order_is_mapped_and_one_with_other_threads_is_refused() {
+        let mut own = places(8, 8, |thread, at| (thread, at));
+        own.iter_mut().for_each(|place| place[1] = (place[1] as u32 ^ 1) as f32);
+        let elements = Elements::of(&own, 8, 8).unwrap();
+        assert_eq!((elements.factor(0), elements.factor(1)), (1, 0));
+        own.iter_mut().for_each(|place| place[1] = (place[0] as u32 ^ 8) as f32);
+        assert_eq!(Elements::of(&own, 8, 8), None);
+    }
+
+    #[test]
+    fn rows_that_are_not_spread_alike_are_refused() {
+        // Two rows change places in some threads; the columns of one row are in another order; a place is missing.
+        let swaps = |thread: usize, at: usize| (at ^ usize::from(thread == 3), thread);
+        assert_eq!(Elements::of(&places(8, 8, swaps), 8, 8), None);
+        let order = |thread: usize, at: usize| (thread, at ^ usize::from(thread == 3));
+        assert_eq!(Elements::of(&places(8, 8, order), 8, 8), None);
+        assert_eq!(Elements::of(&[[0.0; 2]; 64], 8, 8), None);
+    }
+}
