@@ -38,8 +38,8 @@ pub fn cpus() -> Vec<Tested> {
     CpuDevice::instruction_sets().into_iter().map(open).collect()
 }
 
-/// Every GPU, without its matrix units, with them, and with their matrices' elements; a processor that plays a GPU with them comes with them only. The tests
-/// of a file share the devices, and with them the compiled kernels.
+/// Every GPU: without its matrix units, with them, and with the elements of their matrices. A processor that plays a GPU
+/// with matrix units comes with them only. The tests of a file share the devices, and with them the compiled kernels.
 pub fn gpus() -> &'static [Tested] {
     static GPUS: OnceLock<Vec<Tested>> = OnceLock::new();
     GPUS.get_or_init(|| {
@@ -75,6 +75,10 @@ fn open_gpus() -> Vec<Tested> {
             let name = format!("{name} with matrices");
             all.push(Tested { name, device, gpu: true, software, matrices });
         }
+        assert!(
+            full.computes_with_elements() || !matrices || !software,
+            "{name} does not say who has which element"
+        );
         if full.computes_with_elements() || !matrices {
             let name = if matrices { format!("{name} with elements of matrices") } else { name };
             all.push(Tested { name, device: Box::new(full), gpu: true, software, matrices });

@@ -36,8 +36,9 @@ pub(super) struct Abilities {
     pub vector_tiles: bool,
     /// Which elements of matrices threads hold, where kernels can compute with them: as SPIR-V.
     pub elements: Option<Elements>,
-    /// Bytes of workgroup memory.
+    /// Bytes of workgroup memory, and threads, of a work group at most.
     pub workgroup_memory: u32,
+    pub workgroup_threads: u32,
     /// Bytes of the largest buffer that a kernel can see.
     pub binding: u64,
     /// Work groups that keep it busy to the end of a launch: four for each multiprocessor of a large GPU.
@@ -178,6 +179,7 @@ impl Context {
             vector_tiles: info.backend == wgpu::Backend::Vulkan,
             elements,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_threads: limits.max_compute_invocations_per_workgroup,
             // Kernels count elements in 32 bits.
             binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(0xffff_ff00),
             busy: if is_software(&info) { 4 } else { 512 },

@@ -66,12 +66,16 @@ impl Elements {
                 elements.lane_bits |= bit as u8;
             }
         }
+        // Kernels exchange by these five.
+        if elements.lane_bits > 0b11111 {
+            return None;
+        }
         // A row's columns, in the order in which they are added up: those of each thread, thread by thread.
         let mut rows = vec![Vec::new(); tile];
         for own in threads() {
             for first in elements.firsts() {
                 let in_row = (0..count).filter(|&at| u32::from(elements.first[at]) == first);
-                rows[row(own, first as usize)]
+                rows.get_mut(row(own, first as usize))?
                     .push(in_row.map(|at| own[at][0] as usize % tile).collect::<Vec<_>>());
             }
         }
@@ -90,7 +94,7 @@ pub(super) fn kernel(tile: u32, subgroup: u32) -> Specialisation {
         .set("COUNT", tile * tile / subgroup)
 }
 
-/// Asks a device. `None` where it does not say, or threads have nothing in common.
+/// Asks a device. `None` where it does not say, subgroups differ, or threads have too little in common.
 pub(super) fn ask(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -123,7 +127,8 @@ pub(super) fn ask(
     device.poll(wgpu::PollType::wait_indefinitely()).ok()?;
     let mapped = slice.get_mapped_range().ok()?;
     let places: &[[f32; 2]] = bytemuck::cast_slice(&mapped);
-    Elements::of(&places[..(tile * tile) as usize], subgroup as usize, tile as usize)
+    let (first, second) = places.split_at((tile * tile) as usize);
+    Elements::of(first, subgroup as usize, tile as usize).filter(|_| first == second)
 }
 
 #[cfg(test)]
@@ -167,6 +172,15 @@ pub(super) mod tests {
         assert_eq!((elements.factor(0), elements.factor(1)), (1, 0));
         own.iter_mut().for_each(|place| place[1] = (place[0] as u32 ^ 8) as f32);
         assert_eq!(Elements::of(&own, 8, 8), None);
+    }
+
+    #[test]
+    fn rows_over_more_threads_than_kernels_exchange_with_are_refused() {
+        // Four threads have a row: of 32 they are neighbours, of 64 they differ in the upper bits too.
+        let near = |thread: usize, at: usize| (thread / 4 + at / 4 * 8, thread % 4 + at % 4 * 4);
+        assert!(Elements::of(&places(32, 16, near), 32, 16).is_some());
+        let far = |thread: usize, at: usize| (thread % 16, thread / 16 + at * 4);
+        assert_eq!(Elements::of(&places(64, 16, far), 64, 16), None);
     }
 
     #[test]

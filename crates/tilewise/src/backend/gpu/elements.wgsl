@@ -13,7 +13,8 @@ fn matrix_element(x: coop_mat${T}x${T}<f32, C>, at: u32) -> f32 { return 0.0; }
 fn matrix_factor(x: coop_mat${T}x${T}<f16, A>, at: u32) -> f16 { return 0.0h; }
 
 @compute @workgroup_size(${2 * SUBGROUP})
-fn main(@builtin(local_invocation_index) thread: u32) {
+fn main(@builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32,
+        @builtin(subgroup_invocation_id) lane: u32) {
     for (var at = thread; at < ${T * T / 4}u; at += ${2 * SUBGROUP}u) {
         let places = vec4<f32>(4.0 * f32(at)) + vec4<f32>(0.0, 1.0, 2.0, 3.0);
         sums[at] = places;
@@ -23,6 +24,6 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     let sum = coopLoadT<coop_mat${T}x${T}<f32, C>>(&sums[0], ${T / 4}u);
     let factor = coopLoadT<coop_mat${T}x${T}<f16, A>>(&factors[0], ${T / 4}u);
 #for i in 0..COUNT
-    out[thread * ${COUNT}u + ${i}u] = vec2<f32>(matrix_element(sum, ${i}u), f32(matrix_factor(factor, ${i}u)));
+    out[(subgroup * ${SUBGROUP}u + lane) * ${COUNT}u + ${i}u] = vec2<f32>(matrix_element(sum, ${i}u), f32(matrix_factor(factor, ${i}u)));
 #end
 }

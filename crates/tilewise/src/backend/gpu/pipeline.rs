@@ -78,7 +78,7 @@ impl std::fmt::Display for Value {
 impl Specialisation {
     /// A template with no values yet.
     pub(super) fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, source, values: Vec::with_capacity(40) }
+        Self { name, source, values: Vec::with_capacity(48) }
     }
 
     /// The same with a name set.
@@ -140,8 +140,13 @@ impl Pipelines {
         subgroup: u32,
     ) -> Option<Elements> {
         self.spirv?;
+        // A driver that cannot say is no failure of the device.
+        let outer = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let inner = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let pipeline = self.compile(device, &elements::kernel(tile, subgroup), usize::MAX);
-        self.elements = elements::ask(device, queue, &pipeline, tile, subgroup);
+        let elements = elements::ask(device, queue, &pipeline, tile, subgroup);
+        let errors = [pollster::block_on(inner.pop()), pollster::block_on(outer.pop())];
+        self.elements = elements.filter(|_| errors.iter().all(Option::is_none));
         self.elements
     }
 

@@ -25,6 +25,7 @@ const APPLE: Abilities = Abilities {
     vector_tiles: false,
     elements: None,
     workgroup_memory: THREADGROUP_MEMORY,
+    workgroup_threads: 1024,
     binding: 1 << 30,
     busy: 512,
 };
@@ -38,7 +39,9 @@ fn nvidia() -> Abilities {
 /// Kernels as they are launched; each module that launches some lists its own.
 fn samples_of(abilities: &Abilities) -> Vec<Specialisation> {
     let of_device = [linear::samples(abilities), attention::samples(abilities)].concat();
-    [rows::samples(), of_device, sample::samples(), ceilings::samples()].concat()
+    let asked = abilities.elements.map(|_| elements::kernel(16, 32));
+    let asked: Vec<Specialisation> = asked.into_iter().collect();
+    [rows::samples(), of_device, sample::samples(), ceilings::samples(), asked].concat()
 }
 
 fn samples() -> Vec<Specialisation> {

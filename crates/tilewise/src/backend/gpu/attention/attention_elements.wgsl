@@ -9,7 +9,6 @@ alias Factor = coop_mat${T}x${T}<f32, A>;
 // the same memory takes what subgroups exchange.
 var<workgroup> tile: array<vec4<f32>, $TILE>;
 fn s_get(at: u32) -> vec4<f32> { return tile[at / 4u]; }
-fn s_put(at: u32, value: vec4<f32>) { tile[at / 4u] = value; }
 fn p_put(at: u32, value: vec4<f32>) {
     let word = at / 2u;
     tile[word / 4u][word % 4u] = bitcast<f32>(pack2x16float(value.xy));

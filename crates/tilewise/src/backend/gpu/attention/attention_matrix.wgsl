@@ -9,7 +9,7 @@
 // row's maximum moves only when a look exceeds it by more than 2^8: outputs stay in registers meanwhile.
 //
 // Steps are put into workgroup memory at the end of the one before where a subgroup has one row tile, and at their own
-// begin where it has two: each is a tenth faster so (bench/records/2026-11-28-h200.csv).
+// begin where it has two: a tenth faster for causal masks, and a twentieth for windows (bench/records/2026-11-28-h200.csv).
 //
 // `for (var once = ..)` is `if`, of a condition that is the same for the subgroup but is not seen to be.
 

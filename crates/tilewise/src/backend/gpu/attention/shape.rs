@@ -34,7 +34,7 @@ pub(super) struct MatrixShape {
 pub(super) enum Size {
     /// As many as pay off where there are enough of such work groups for the whole device.
     Large,
-    /// Fewer, that short prompts are spread further.
+    /// No more, and fewer where that is as fast: short prompts are spread further.
     Small,
     /// As few, of which several share a multiprocessor: in a window, starting and ending takes much of their time.
     Window,
@@ -86,13 +86,16 @@ impl MatrixShape {
             (0..=64, _) => (32, 16, 2, 4, 1),
             (65..=128, Size::Large) => (32, 16, 2, 8, 1),
             (65..=128, Size::Window) => (16, 16, 2, 4, 1),
-            // Four of them fit in the memory of a multiprocessor, where of twice the keys two do.
+            // Three to five of them fit in the memory of a multiprocessor, where of twice the keys two do.
             (65..=128, Size::ManyTiles) if wide => (16, 16, 1, 1, 2),
             (65..=128, _) => (32, 16, 1, 8, 1),
             (129..=256, _) => (16, 16, 1, 4, 2),
             _ => (tile, tile, 1, 1, 4),
         };
-        let fits = |shape: &Self| shape.memory(params) <= abilities.workgroup_memory as usize;
+        let fits = |shape: &Self| {
+            shape.memory(params) <= abilities.workgroup_memory as usize
+                && shape.threads() <= abilities.workgroup_threads as usize
+        };
         let mut shape = Self { tile, subgroup, keys, look, row_tiles, groups, split, wide, elements };
         while elements.is_some() && shape.keys > look && !fits(&shape) {
             shape.keys /= 2;
@@ -170,6 +173,7 @@ mod tests {
         vector_tiles: true,
         elements: None,
         workgroup_memory: 48 << 10,
+        workgroup_threads: 1024,
         binding: 1 << 30,
         busy: 512,
     };
@@ -206,7 +210,9 @@ mod tests {
         }
         for abilities in [ABILITIES, Abilities { elements: Some(nvidia()), ..ABILITIES }] {
             let memory = |size| MatrixShape::new(&abilities, &params, size).unwrap().memory(&params);
-            assert!(memory(Size::ManyTiles) < 14 << 10 && memory(Size::Tile) < 24 << 10);
+            // Of 50 KiB: with elements four at once and more, else three.
+            let most = if abilities.elements.is_some() { 12 << 10 } else { 14 << 10 };
+            assert!(memory(Size::ManyTiles) < most && memory(Size::Tile) < 24 << 10);
         }
     }
 

@@ -20,8 +20,9 @@
 use std::collections::HashMap;
 
 use super::super::elements::Elements;
-use super::{CAPABILITY, CONSTANT, FLOAT16, FUNCTION, HEADER, Instructions, TYPE_FLOAT};
+use super::{CAPABILITY, CONSTANT, DECORATE, FLOAT16, FUNCTION, HEADER, Instructions, TYPE_FLOAT};
 
+const NO_CONTRACTION: u32 = 42;
 const UNDEFINED: u32 = 1;
 const NAME: u32 = 5;
 const MEMBER_NAME: u32 = 6;
@@ -92,7 +93,9 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
         half: float(16),
         bool: of(TYPE_BOOL).next().map_or(0, |i| i[1]),
         glsl: of(EXTENDED_IMPORT).next().map_or(0, |i| i[1]),
+        kept_apart: Vec::new(),
     };
+    let mut decorations_at = None;
     // Where words hold what is rounded, the module may have no type for it yet.
     let declares_half = writer.half == 0 && !stand_ins.is_empty();
     if declares_half {
@@ -101,6 +104,9 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
     }
     let mut leaving = false;
     for instruction in Instructions(&words[HEADER..]) {
+        if instruction[0] & 0xffff == DECORATE {
+            decorations_at.get_or_insert(writer.out.len());
+        }
         match (instruction[0] & 0xffff, instruction) {
             (NAME | MEMBER_NAME, _) => {}
             (FUNCTION, [_, _, id, ..]) if stand_ins.contains_key(id) => leaving = true,
@@ -119,6 +125,12 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
         }
     }
     writer.out[3] = writer.next;
+    if !writer.kept_apart.is_empty() {
+        let at = decorations_at.ok_or("sums of rows, in a module that decorates nothing")?;
+        let decorations = writer.kept_apart.iter().flat_map(|&id| [3 << 16 | DECORATE, id, NO_CONTRACTION]);
+        let decorations: Vec<u32> = decorations.collect();
+        writer.out.splice(at..at, decorations);
+    }
     Ok(writer.out)
 }
 
@@ -147,6 +159,8 @@ struct Writer {
     half: u32,
     bool: u32,
     glsl: u32,
+    /// Sums that no compiler may join with a product before them, so that the bits of all kernels are the same.
+    kept_apart: Vec<u32>,
 }
 
 impl Writer {
@@ -290,6 +304,7 @@ impl Writer {
                     for at in of_row(first) {
                         let element = self.element(y, at);
                         sum = self.value(ADD, float, &[sum, element]);
+                        self.kept_apart.push(sum);
                     }
                     values.push((first, sum));
                 }
@@ -343,6 +358,9 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         // Of 2^x eight elements, of two sums five each, of the factor eight, and one of a row.
         assert_eq!(count(EXTRACT), 8 + 2 * 5 + 8 + 1);
         assert_eq!([count(INSERT), count(ADD), count(CONVERT)], [8 + 2 + 8, 8, 8]);
+        let of = |operation| Instructions(&words[HEADER..]).filter(move |i| i[0] & 0xffff == operation);
+        let apart = of(DECORATE).filter(|i| i[2] == NO_CONTRACTION).map(|i| i[1]);
+        assert!(apart.eq(of(ADD).map(|i| i[2])), "each sum is kept apart from what is multiplied before it");
         // No id is made twice.
         let mut results: Vec<u32> = Instructions(&words[HEADER..])
             .filter(|i| matches!(i[0] & 0xffff, EXTRACT | INSERT | ADD | CONVERT | EXTENDED | UNDEFINED))
