@@ -5,7 +5,14 @@ use super::pipeline::{Pipeline, Specialisation};
 /// The most elements of a thread that are dealt with.
 const MOST: usize = 16;
 
-/// What is the same for all threads of a subgroup, of a matrix C of f32 and one A of f16.
+/// Elements of the largest tile that is dealt with.
+const TILE: usize = 256;
+
+/// Of each element of a thread: its place in a matrix C of f32, an A and a B of f16. B is loaded as weights are, whose rows
+/// are its columns.
+type Places = [f32; 3];
+
+/// What is known of the threads of a subgroup, of a matrix C of f32, one A and one B of f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Elements {
     count: u8,
@@ -15,6 +22,10 @@ pub(super) struct Elements {
     factor: [u8; MOST],
     /// Threads whose numbers differ in these bits have other elements of the same rows.
     lane_bits: u8,
+    /// Whether a thread's elements of C come in pairs of neighbours, the first in an even column.
+    pairs: bool,
+    /// Thread by thread, where the elements of B are in a tile of weights: each thread has eight.
+    weights: Option<[u8; TILE]>,
 }
 
 impl Elements {
@@ -43,18 +54,36 @@ impl Elements {
         u32::from(self.lane_bits)
     }
 
+    /// See the field.
+    pub(super) fn pairs(&self) -> bool {
+        self.pairs
+    }
+
+    /// See the field. What follows the elements of a tile is of no meaning.
+    pub(super) fn weights(&self) -> Option<&[u8; TILE]> {
+        self.weights.as_ref()
+    }
+
     /// What the threads of a subgroup have in common, from the places of each thread's elements in C and in A. `None` where
     /// that is not enough to compute with rows: a place of C is not the same element of A in all threads, elements share
     /// a row in some threads only, or a row's elements are not spread over threads like those of any other row.
-    pub(super) fn of(places: &[[f32; 2]], subgroup: usize, tile: usize) -> Option<Self> {
+    pub(super) fn of(places: &[Places], subgroup: usize, tile: usize) -> Option<Self> {
         let count = places.len() / subgroup;
         if !(4..=MOST).contains(&count) || places.len() != tile * tile {
             return None;
         }
         let thread = |thread: usize| &places[thread * count..][..count];
         let threads = || (0..subgroup).map(thread);
-        let row = |own: &[[f32; 2]], at: usize| own[at][0] as usize / tile;
-        let mut elements = Self { count: count as u8, first: [0; MOST], factor: [0; MOST], lane_bits: 0 };
+        let row = |own: &[Places], at: usize| own[at][0] as usize / tile;
+        let pair = |own: &[Places]| own[0][0] % 2.0 == 0.0 && own[1][0] == own[0][0] + 1.0;
+        let mut elements = Self {
+            count: count as u8,
+            first: [0; MOST],
+            factor: [0; MOST],
+            lane_bits: 0,
+            pairs: count.is_multiple_of(2) && places.chunks(2).all(pair),
+            weights: if count == 8 { weights(places) } else { None },
+        };
         for at in 0..count {
             let first = (0..=at).find(|&other| threads().all(|own| row(own, other) == row(own, at)))?;
             let factor = (0..count).find(|&other| threads().all(|own| own[other][1] == own[at][0]))?;
@@ -86,6 +115,17 @@ impl Elements {
     }
 }
 
+/// Places of the elements of B in a tile of weights, if each place is there once.
+fn weights(places: &[Places]) -> Option<[u8; TILE]> {
+    let mut weights = [0; TILE];
+    let mut seen = [false; TILE];
+    for (weight, [.., place]) in weights.iter_mut().zip(places) {
+        *weight = *place as u8;
+        *seen.get_mut(*place as usize)? = true;
+    }
+    (places.len() <= TILE && seen[..places.len()].iter().all(|seen| *seen)).then_some(weights)
+}
+
 /// The kernel that says where elements are, of two subgroups.
 pub(super) fn kernel(tile: u32, subgroup: u32) -> Specialisation {
     Specialisation::new("elements", include_str!("elements.wgsl"))
@@ -102,7 +142,7 @@ pub(super) fn ask(
     tile: u32,
     subgroup: u32,
 ) -> Option<Elements> {
-    let size = u64::from(2 * tile * tile) * size_of::<[f32; 2]>() as u64;
+    let size = u64::from(2 * tile * tile) * size_of::<Places>() as u64;
     let buffer = |usage| {
         device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
     };
@@ -126,7 +166,7 @@ pub(super) fn ask(
     slice.map_async(wgpu::MapMode::Read, |_| {});
     device.poll(wgpu::PollType::wait_indefinitely()).ok()?;
     let mapped = slice.get_mapped_range().ok()?;
-    let places: &[[f32; 2]] = bytemuck::cast_slice(&mapped);
+    let places: &[Places] = bytemuck::cast_slice(&mapped);
     let (first, second) = places.split_at((tile * tile) as usize);
     Elements::of(first, subgroup as usize, tile as usize).filter(|_| first == second)
 }
@@ -135,12 +175,12 @@ pub(super) fn ask(
 pub(super) mod tests {
     use super::*;
 
-    /// Places by a thread and the number of an element, the same in C and A.
-    fn places(subgroup: usize, tile: usize, place: impl Fn(usize, usize) -> (usize, usize)) -> Vec<[f32; 2]> {
+    /// Places by a thread and the number of an element, the same in C, A and B.
+    fn places(subgroup: usize, tile: usize, place: impl Fn(usize, usize) -> (usize, usize)) -> Vec<Places> {
         let count = tile * tile / subgroup;
         let all = (0..subgroup).flat_map(|thread| (0..count).map(move |at| (thread, at)));
         all.map(|(thread, at)| place(thread, at))
-            .map(|(row, column)| [(row * tile + column) as f32; 2])
+            .map(|(row, column)| [(row * tile + column) as f32; 3])
             .collect()
     }
 
@@ -157,9 +197,10 @@ pub(super) mod tests {
         assert_eq!((elements.count(), elements.lane_bits()), (8, 0b11));
         assert_eq!(elements.firsts().collect::<Vec<_>>(), [0, 4]);
         assert_eq!((0..8).map(|at| elements.factor(at)).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(elements.pairs());
         // A column for each thread, as Mesa's software adapter has it; and a row for each.
         let columns = Elements::of(&places(8, 8, |thread, at| (at, thread)), 8, 8).unwrap();
-        assert_eq!((columns.firsts().count(), columns.lane_bits()), (8, 0b111));
+        assert_eq!((columns.firsts().count(), columns.lane_bits(), columns.pairs()), (8, 0b111, false));
         let rows = Elements::of(&places(8, 8, |thread, at| (thread, at)), 8, 8).unwrap();
         assert_eq!((rows.firsts().count(), rows.lane_bits()), (1, 0));
     }
@@ -172,6 +213,17 @@ pub(super) mod tests {
         assert_eq!((elements.factor(0), elements.factor(1)), (1, 0));
         own.iter_mut().for_each(|place| place[1] = (place[0] as u32 ^ 8) as f32);
         assert_eq!(Elements::of(&own, 8, 8), None);
+    }
+
+    #[test]
+    fn weights_are_ordered_where_threads_hold_each_place_of_a_tile_once() {
+        let mut own = places(8, 8, |thread, at| (at, thread));
+        let weights = |own: &[Places]| Elements::of(own, 8, 8).unwrap().weights().copied();
+        assert_eq!(weights(&own).unwrap()[..10], [0, 8, 16, 24, 32, 40, 48, 56, 1, 9]);
+        own[3][2] = 0.0;
+        assert_eq!(weights(&own), None);
+        own[3][2] = f32::INFINITY;
+        assert_eq!(weights(&own), None);
     }
 
     #[test]
@@ -190,6 +242,6 @@ pub(super) mod tests {
         assert_eq!(Elements::of(&places(8, 8, swaps), 8, 8), None);
         let order = |thread: usize, at: usize| (thread, at ^ usize::from(thread == 3));
         assert_eq!(Elements::of(&places(8, 8, order), 8, 8), None);
-        assert_eq!(Elements::of(&[[0.0; 2]; 64], 8, 8), None);
+        assert_eq!(Elements::of(&[[0.0; 3]; 64], 8, 8), None);
     }
 }

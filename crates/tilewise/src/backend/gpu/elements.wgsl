@@ -1,9 +1,10 @@
-// Which elements of a matrix each thread holds, of sums in f32 and of a factor in f16: their places, row by row.
+// Which elements of a matrix each thread holds, of sums in f32 and of both factors in f16: their places, row by row. The
+// second factor is loaded as weights are, whose rows are its columns.
 
 enable f16;
 enable wgpu_cooperative_matrix;
 
-@group(0) @binding(0) var<storage, read_write> out: array<vec2<f32>>;
+@group(0) @binding(0) var<storage, read_write> out: array<f32>;
 
 var<workgroup> sums: array<vec4<f32>, ${T * T / 4}>;
 var<workgroup> factors: array<vec4<f16>, ${T * T / 4}>;
@@ -11,6 +12,7 @@ var<workgroup> factors: array<vec4<f16>, ${T * T / 4}>;
 // What these do is in spirv/elements.rs.
 fn matrix_element(x: coop_mat${T}x${T}<f32, C>, at: u32) -> f32 { return 0.0; }
 fn matrix_factor(x: coop_mat${T}x${T}<f16, A>, at: u32) -> f16 { return 0.0h; }
+fn matrix_weight(x: coop_mat${T}x${T}<f16, B>, at: u32) -> f16 { return 0.0h; }
 
 @compute @workgroup_size(${2 * SUBGROUP})
 fn main(@builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32,
@@ -23,7 +25,11 @@ fn main(@builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subg
     workgroupBarrier();
     let sum = coopLoadT<coop_mat${T}x${T}<f32, C>>(&sums[0], ${T / 4}u);
     let factor = coopLoadT<coop_mat${T}x${T}<f16, A>>(&factors[0], ${T / 4}u);
+    let weights = coopLoad<coop_mat${T}x${T}<f16, B>>(&factors[0], ${T / 4}u);
+    let first = (subgroup * ${SUBGROUP}u + lane) * ${3 * COUNT}u;
 #for i in 0..COUNT
-    out[(subgroup * ${SUBGROUP}u + lane) * ${COUNT}u + ${i}u] = vec2<f32>(matrix_element(sum, ${i}u), f32(matrix_factor(factor, ${i}u)));
+    out[first + ${3 * i}u] = matrix_element(sum, ${i}u);
+    out[first + ${3 * i + 1}u] = f32(matrix_factor(factor, ${i}u));
+    out[first + ${3 * i + 2}u] = f32(matrix_weight(weights, ${i}u));
 #end
 }

@@ -1,4 +1,5 @@
-// out[i] = table[rows[i]], times the row's own scale where the table has one.
+// out[i] = table[rows[i]], times the row's own scale where the table has one. With T, which only such tables have, the table
+// is in tiles of an order of their own.
 #if F16
 enable f16;
 #end
@@ -17,6 +18,10 @@ var<immediate> args: Args;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 #if SCALED
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
+#if T
+// Where the elements of a tile, row by row, are in it.
+@group(0) @binding(4) var<storage, read> places: array<u32>;
+#end
 #end
 
 @compute @workgroup_size(256)
@@ -30,7 +35,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= args.rows {
         return;
     }
-    let value = f32(table[row * args.stride + index % args.len]);
+    let column = index % args.len;
+#if T
+    let tile = row / ${T}u * (args.stride / ${T}u) + column / ${T}u;
+    let at = tile * ${T * T}u + places[row % ${T}u * ${T}u + column % ${T}u];
+#else
+    let at = row * args.stride + column;
+#end
+    let value = f32(table[at]);
 #if SCALED
     out[index] = value * scales[row];
 #else

@@ -108,7 +108,9 @@ pub(super) fn gated(
         return Ok(false);
     };
     let rounded = self::input(&context.abilities, weight.dtype, weight.in_features) == DType::F16;
-    if !rounded || matrix.parts.len() != 1 || weight.bias.is_some() || subgroup > tile * tile {
+    // What a tile has is gates, or what they gate.
+    let whole = matrix.order.is_none() || (matrix.outputs() / 2).is_multiple_of(tile as usize);
+    if !rounded || !whole || matrix.parts.len() != 1 || weight.bias.is_some() || subgroup > tile * tile {
         return Ok(false);
     }
     if input.rows().rows() > 0 {
@@ -153,9 +155,8 @@ impl Product<'_> {
         let halves = self.halves(scratch)?;
         let x = self.rounded(&halves)?;
         let shape = self.shape(tile, Columns::Plain);
-        let kernel = shape
-            .kernel(tile, subgroup, &self.context.abilities)
-            .set("OUT", wgsl("linear", self.out)?)
+        let kernel = shape.kernel(tile, subgroup, &self.context.abilities);
+        let kernel = storing(kernel, wgsl("linear", self.out)?, self.width())
             .set("BIAS", u32::from(self.bias.is_some()))
             .set("ADD", u32::from(self.onto == Onto::Out))
             .set("SILU", 0);
@@ -169,9 +170,8 @@ impl Product<'_> {
         let x = self.rounded(&halves)?;
         let outputs = self.matrix.outputs() / 2;
         let shape = self.shape(tile, Columns::Gated);
-        let kernel = shape
-            .kernel(tile, subgroup, &self.context.abilities)
-            .set("OUT", wgsl("linear_silu_mul", self.out)?)
+        let kernel = shape.kernel(tile, subgroup, &self.context.abilities);
+        let kernel = storing(kernel, wgsl("linear_silu_mul", self.out)?, self.width())
             .set("BIAS", 0)
             .set("ADD", 0)
             .set("SILU", 1);
@@ -185,7 +185,15 @@ impl Product<'_> {
     fn shape(&self, tile: usize, columns: Columns) -> TileShape {
         let x = self.input.rows();
         let sizes = [x.rows(), x.row_len(), self.matrix.outputs()];
-        TileShape::new(&self.context.abilities, tile, sizes, (columns, self.input.is_normed()))
+        let order = if self.matrix.order.is_some() { Order::OfThreads } else { Order::Rows };
+        TileShape::new(&self.context.abilities, (tile, order), sizes, (columns, self.input.is_normed()))
+    }
+
+    /// Results that a thread stores at once.
+    fn width(&self) -> usize {
+        let pairs = self.context.abilities.elements.is_some_and(|elements| elements.pairs());
+        let even = self.matrix.outputs().is_multiple_of(2) && self.out.row_len().is_multiple_of(2);
+        if self.matrix.order.is_some() && pairs && even { 2 } else { 1 }
     }
 
     fn rounded<'b>(&'b self, halves: &'b Option<ScratchGuard<'_>>) -> Result<&'b GpuBuffer> {
@@ -250,6 +258,13 @@ enum Columns {
     Gated,
 }
 
+/// How weights are ordered; see [`Matrix`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Rows,
+    OfThreads,
+}
+
 /// How the kernel for matrix units is laid out, in tiles.
 #[derive(Debug, Clone, Copy)]
 struct TileShape {
@@ -265,20 +280,27 @@ struct TileShape {
     step: usize,
     /// Rows and elements that are normed and kept before the first of these steps, at most.
     normed: Option<[usize; 2]>,
+    order: Order,
+    /// Subgroups take weights from memory, not from workgroup memory.
+    direct: bool,
 }
 
 impl TileShape {
     /// The layout for a product of so many rows, inputs and outputs; it changes no bit. Measured in
-    /// bench/records/2026-11-24-h200.csv.
+    /// bench/records/2026-11-24-h200.csv, and with weights in the order of threads in 2026-11-28-h200.csv.
     fn new(
         abilities: &Abilities,
-        tile: usize,
+        (tile, order): (usize, Order),
         [rows, inputs, outputs]: [usize; 3],
         (kind, normed): (Columns, bool),
     ) -> Self {
         let normed = normed.then(|| [rows, rows * inputs].map(usize::next_power_of_two));
+        let direct = rows > MANY && order == Order::OfThreads;
         let mut shape = if rows > MANY {
-            Self { rows: 8, columns: 8, subgroups: 8, own_rows: 4, own_columns: 2, step: 64, normed }
+            // A subgroup that has all rows takes each of its weights once, if there are such work groups enough.
+            let groups = rows.div_ceil(8 * tile) * outputs.div_ceil(16 * tile);
+            let (columns, own_rows) = if direct && groups >= abilities.busy / 2 { (16, 8) } else { (8, 4) };
+            Self { rows: 8, columns, subgroups: 8, own_rows, own_columns: 2, step: 64, normed, order, direct }
         } else {
             let own_rows = rows.div_ceil(tile).next_power_of_two();
             // Few outputs make few work groups, which need more on its way each.
@@ -287,17 +309,24 @@ impl TileShape {
                 1025..16384 => (1, 4, 256),
                 _ => (2, 4, 256),
             };
-            Self { rows: own_rows, columns, subgroups, own_rows, own_columns: 1, step, normed }
+            let rows = own_rows;
+            Self { rows, columns, subgroups, own_rows, own_columns: 1, step, normed, order, direct }
         };
         if kind == Columns::Gated {
             shape.columns = shape.columns.next_multiple_of(2);
             shape.own_columns = shape.own_columns.next_multiple_of(2);
         }
         let fits = |shape: &Self| {
-            let tiles = (shape.inputs(tile) + shape.columns * tile * (shape.step + 8)) * 2;
             let sums = normed.map_or(0, |[rows, _]| rows * 4 * (33 + 1));
-            let results = shape.subgroups * tile * tile;
-            tiles + (sums + results) * 4 <= abilities.workgroup_memory as usize
+            let columns = shape.columns * tile;
+            // Of weights, and of what results need.
+            let (weights, results) = match (order, direct) {
+                (Order::Rows, _) => (columns * (shape.step + 8), shape.subgroups * tile * tile),
+                (Order::OfThreads, true) => (0, tile * tile + 2 * columns),
+                (Order::OfThreads, false) => (columns * shape.step, tile * tile + 2 * columns),
+            };
+            let bytes = (shape.inputs(tile) + weights) * 2 + (sums + results) * 4;
+            bytes <= abilities.workgroup_memory as usize
         };
         while shape.step > STEP && !(fits(&shape) && inputs.is_multiple_of(shape.step)) {
             shape.step /= 2;
@@ -312,7 +341,14 @@ impl TileShape {
     }
 
     fn kernel(&self, tile: usize, subgroup: usize, abilities: &Abilities) -> Specialisation {
-        Specialisation::new("linear-tiles", TILED)
+        let (name, source) = match self.order {
+            Order::Rows => ("linear-rows", ROWS),
+            Order::OfThreads => ("linear-elements", ELEMENTS),
+        };
+        Specialisation::new(name, source)
+            .set("DIRECT", u32::from(self.direct))
+            // Tiles whose elements a thread has registers for beside their own.
+            .set("BATCH", self.own_rows.min((8 / self.own_columns).max(1)))
             .set("T", tile)
             .set("SUBGROUP", subgroup)
             .set("ROWS", self.rows * tile)
@@ -332,11 +368,29 @@ impl TileShape {
     }
 }
 
-const TILED: &str = concat!(
-    "enable f16;\nenable wgpu_cooperative_matrix;\n",
-    include_str!("linear_tiles.wgsl"),
-    include_str!("linear_norm.wgsl")
-);
+/// A kernel for matrix units that stores so many results of a thread at once.
+fn storing(kernel: Specialisation, out: &'static str, width: usize) -> Specialisation {
+    let (outs, values) = match (width, out) {
+        (1, _) => (out, "f32"),
+        (_, "f16") => ("vec2<f16>", "vec2<f32>"),
+        _ => ("vec2<f32>", "vec2<f32>"),
+    };
+    kernel.set("OUT", out).set("OUTS", outs).set("VALUES", values).set("WIDTH", width)
+}
+
+/// A kernel for matrix units with one way of weights and results.
+macro_rules! tiled {
+    ($way:literal) => {
+        concat!(
+            "enable f16;\nenable wgpu_cooperative_matrix;\n",
+            include_str!($way),
+            include_str!("linear_tiles.wgsl"),
+            include_str!("linear_norm.wgsl")
+        )
+    };
+}
+const ROWS: &str = tiled!("linear_rows.wgsl");
+const ELEMENTS: &str = tiled!("linear_elements.wgsl");
 
 const FMA: &str = concat!(include_str!("linear_fma.wgsl"), include_str!("linear_norm.wgsl"));
 
@@ -345,7 +399,8 @@ pub(super) fn embed(context: &Context, table: &Linear, ids: &Tensor, out: &Tenso
     let matrix = Matrix::of(table)?;
     for part in &matrix.parts {
         let place = (matrix.stride, part.first, part.outputs);
-        context.gather((&part.weights, matrix.dtype), Some(&part.scales), place, gpu(ids)?, out)?;
+        let of_rows = (Some(&part.scales), matrix.order.as_ref());
+        context.gather((&part.weights, matrix.dtype), of_rows, place, gpu(ids)?, out)?;
     }
     Ok(())
 }
@@ -354,18 +409,20 @@ pub(super) fn embed(context: &Context, table: &Linear, ids: &Tensor, out: &Tenso
 #[cfg(test)]
 pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
     let (tile, subgroup) = (abilities.matrix_tile.unwrap() as usize, abilities.subgroup.unwrap() as usize);
+    let (order, width) = abilities.elements.map_or((Order::Rows, 1), |_| (Order::OfThreads, 2));
     let shape = |sizes, normed| {
         let [plain, gated] = [Columns::Plain, Columns::Gated].map(|kind| {
-            TileShape::new(abilities, tile, sizes, (kind, normed)).kernel(tile, subgroup, abilities)
+            let shape = TileShape::new(abilities, (tile, order), sizes, (kind, normed));
+            shape.kernel(tile, subgroup, abilities)
         });
         [
-            plain.set("OUT", "f32").set("BIAS", 1).set("ADD", 1).set("SILU", 0),
-            gated.set("OUT", "f16").set("BIAS", 0).set("ADD", 0).set("SILU", 1),
+            storing(plain, "f32", width).set("BIAS", 1).set("ADD", 1).set("SILU", 0),
+            storing(gated, "f16", width).set("BIAS", 0).set("ADD", 0).set("SILU", 1),
         ]
     };
     let mut all = vec![Specialisation::new("cast", include_str!("cast.wgsl"))];
     for (inputs, outputs) in [(1024, 4096), (1056, 1024), (1024, 151_936)] {
-        for rows in [1, 20, 60, 500] {
+        for rows in [1, 20, 60, 500, 2000] {
             all.extend(shape([rows, inputs, outputs], false));
         }
         all.extend(shape([NORMED / inputs, inputs, outputs], true));

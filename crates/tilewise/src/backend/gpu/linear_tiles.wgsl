@@ -1,6 +1,7 @@
-// out = x W^T * scale + bias (+ out): a work group has ROWS rows and COLUMNS outputs, and shares both matrices through
-// workgroup memory, STEP inputs at a time. An output is one chain of products of T inputs, in order, whatever these
-// numbers are. Where there are fewer tiles than subgroups, the others only fetch.
+// out = x W^T * scale + bias (+ out): a work group has ROWS rows and COLUMNS outputs, and shares x through workgroup
+// memory, STEP inputs at a time. An output is one chain of products of T inputs, in order, whatever these numbers are.
+// Where there are fewer tiles than subgroups, the others only fetch. How weights come to matrices, and results to memory,
+// is before this text: in linear_elements.wgsl where kernels can get at the elements of matrices, or in linear_rows.wgsl.
 //
 // With SILU, out = silu(gate) * up of the halves of that product, whose tiles of columns take turns.
 //
@@ -37,7 +38,7 @@ var<immediate> args: Args;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<$OUT>;
+@group(0) @binding(4) var<storage, read_write> out: array<$OUTS>;
 #if NORM
 @group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>;
 
@@ -48,24 +49,15 @@ var<workgroup> columns: array<f32, ${NORMED_ROWS * 4}>;
 
 #if WIDE
 var<workgroup> x_tile: array<vec4<f16>, ${X / 4}>;
-var<workgroup> w_tile: array<vec4<f16>, ${COLUMNS * (STEP + 8) / 4}>;
 fn x_put(at: u32, value: vec4<f16>) { x_tile[at / 4u] = value; }
-fn w_put(at: u32, value: vec4<f16>) { w_tile[at / 4u] = value; }
 #else
 var<workgroup> x_tile: array<f16, $X>;
-var<workgroup> w_tile: array<f16, ${COLUMNS * (STEP + 8)}>;
 fn x_put(at: u32, value: vec4<f16>) {
 #for c in 0..4
     x_tile[at + ${c}u] = value[$c];
 #end
 }
-fn w_put(at: u32, value: vec4<f16>) {
-#for c in 0..4
-    w_tile[at + ${c}u] = value[$c];
 #end
-}
-#end
-var<workgroup> results: array<f32, ${SUBGROUPS * T * T}>;
 
 fn four(low: u32, high: u32) -> vec4<f16> {
     return vec4<f16>(vec4<f32>(unpack2x16float(low), unpack2x16float(high)));
@@ -79,9 +71,7 @@ fn four(low: u32, high: u32) -> vec4<f16> {
         x_next_$i = x[x_from_$i + next / 8u];
 #end
 #end
-#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
-        w_next_$i = weight[w_from_$i + next / 8u];
-#end
+#use load_weights
 #end
 #block store
 #if NORM == 0
@@ -93,13 +83,7 @@ fn four(low: u32, high: u32) -> vec4<f16> {
         }
 #end
 #end
-#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
-        if thread + ${i * THREADS}u < ${COLUMNS * STEP / 8}u {
-            let at = (thread + ${i * THREADS}u) / ${STEP / 8}u * PITCH + (thread + ${i * THREADS}u) % ${STEP / 8}u * 8u;
-            w_put(at, four(w_next_$i.x, w_next_$i.y));
-            w_put(at + 4u, four(w_next_$i.z, w_next_$i.w));
-        }
-#end
+#use store_weights
 #end
 
 #if NORM
@@ -126,17 +110,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var x_next_$i = vec4<u32>();
 #end
 #end
-#for i in 0..(COLUMNS * STEP / 8 + THREADS - 1) / THREADS
-    let w_row_$i = (thread + ${i * THREADS}u) / ${STEP / 8}u;
-#if SILU
-    let w_own_$i = min(first_column + w_row_$i / ${2 * T}u * T + w_row_$i % T, args.outputs - 1u)
-        + w_row_$i / T % 2u * args.outputs;
-#else
-    let w_own_$i = min(first_column + w_row_$i, args.outputs - 1u);
-#end
-    let w_from_$i = w_own_$i * args.stride / 8u + (thread + ${i * THREADS}u) % ${STEP / 8}u;
-    var w_next_$i = vec4<u32>();
-#end
+#use begin_weights
 #for r in 0..R
 #for c in 0..C
     var acc_${r}_$c = coop_mat${T}x${T}<f32, C>();
@@ -216,8 +190,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 #end
 #end
 #for c in 0..C
-        let w_at_${c}_$i = ((column_part + ${c * T}u) * PITCH + ${i * T}u) / ${KW}u;
-        let w_${c}_$i = coopLoad<coop_mat${T}x${T}<f16, B>>(&w_tile[w_at_${c}_$i], ${(STEP + 8) / KW}u);
+#use take_weights
 #for r in 0..R
         acc_${r}_$c = coopMultiplyAdd(x_${r}_$i, w_${c}_$i, acc_${r}_$c);
 #end
@@ -226,74 +199,5 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         workgroupBarrier();
     }
-    let base = subgroup * T * T;
-    // What results are scaled by and added to is read before the first is written: no load waits for a store.
-#for c in 0..C / (1 + SILU)
-#for i in 0..T * T / SUBGROUP
-    let column_${c}_$i = first_column + column_part / ${1 + SILU}u + ${c * T}u + (lane + ${i * SUBGROUP}u) % T;
-    let scale_${c}_$i = scales[min(column_${c}_$i, args.outputs - 1u)];
-#if SILU
-    let up_scale_${c}_$i = scales[args.outputs + min(column_${c}_$i, args.outputs - 1u)];
-#end
-#if BIAS
-    let bias_${c}_$i = bias[args.first + min(column_${c}_$i, args.outputs - 1u)];
-#end
-#end
-#end
-#if ADD
-#for r in 0..R
-#for c in 0..C
-#for i in 0..T * T / SUBGROUP
-    let old_${r}_${c}_$i = f32(out[min(first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T, args.rows - 1u) * args.out_row
-        + args.first + min(column_${c}_$i, args.outputs - 1u)]);
-#end
-#end
-#end
-#end
-#for r in 0..R
-#if SILU
-#for c in 0..C / 2
-    coopStoreT(acc_${r}_${2 * c}, &results[base], T);
-    subgroupBarrier();
-#for i in 0..T * T / SUBGROUP
-    let gate_${r}_${c}_$i = results[base + lane + ${i * SUBGROUP}u] * scale_${c}_$i;
-#end
-    subgroupBarrier();
-    coopStoreT(acc_${r}_${2 * c + 1}, &results[base], T);
-    subgroupBarrier();
-#for i in 0..T * T / SUBGROUP
-    {
-        let at_row = first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T;
-        if at_row < args.rows && column_${c}_$i < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
-            let gate = gate_${r}_${c}_$i;
-            let up = results[base + lane + ${i * SUBGROUP}u] * up_scale_${c}_$i;
-            out[at_row * args.out_row + column_${c}_$i] = $OUT(gate / (1.0 + exp(-gate)) * up);
-        }
-    }
-#end
-    subgroupBarrier();
-#end
-#else
-#for c in 0..C
-    coopStoreT(acc_${r}_$c, &results[base], T);
-    subgroupBarrier();
-#for i in 0..T * T / SUBGROUP
-    {
-        let at_row = first_row + row_part + ${r * T}u + (lane + ${i * SUBGROUP}u) / T;
-        if at_row < args.rows && column_${c}_$i < args.outputs && subgroup < ${COLUMN_PARTS * ROW_PARTS}u {
-            var value = results[base + lane + ${i * SUBGROUP}u] * scale_${c}_$i;
-#if BIAS
-            value += bias_${c}_$i;
-#end
-#if ADD
-            value += old_${r}_${c}_$i;
-#end
-            out[at_row * args.out_row + args.first + column_${c}_$i] = $OUT(value);
-        }
-    }
-#end
-    subgroupBarrier();
-#end
-#end
-#end
+#use store_results
 }

@@ -372,7 +372,7 @@ impl Device for GpuDevice {
         let ids = GpuBuffer::to_write(&self.context, || "row numbers".to_owned(), rows.len() as u64 * 4)?;
         self.context.write(&ids, 0, bytemuck::cast_slice(rows))?;
         let dtype = rows::wgsl("gather_rows", x)?;
-        self.context.gather((gpu(x)?, dtype), None, (x.row_len(), 0, x.rows()), &ids, out)
+        self.context.gather((gpu(x)?, dtype), (None, None), (x.row_len(), 0, x.rows()), &ids, out)
     }
 
     fn adjust_logits(&self, logits: &mut Tensor, changes: &[LogitChange]) -> Result<()> {

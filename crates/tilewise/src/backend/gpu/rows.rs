@@ -96,11 +96,12 @@ impl Context {
         self.run(silu(from, to), &[gpu(gate_up)?, gpu(out)?], &args, spread(out.len().div_ceil(256)))
     }
 
-    /// `out[i] = table[rows[i] - first]` where the table has that row.
+    /// `out[i] = table[rows[i] - first]` where the table has that row, times `scales`; `order` as in
+    /// [`super::matrix::Matrix`].
     pub(super) fn gather(
         &self,
         (table, dtype): (&GpuBuffer, &'static str),
-        scales: Option<&GpuBuffer>,
+        (scales, order): (Option<&GpuBuffer>, Option<&GpuBuffer>),
         (stride, first, table_rows): (usize, usize, usize),
         rows: &GpuBuffer,
         out: &Tensor,
@@ -108,7 +109,9 @@ impl Context {
         let args = Args::default().numbers(&[out.len(), out.row_len(), stride, first, table_rows]);
         let mut buffers = vec![table, rows, f32_only("gather", out)?];
         buffers.extend(scales);
-        self.run(gather(dtype, scales.is_some()), &buffers, &args, spread(out.len().div_ceil(256)))
+        buffers.extend(order);
+        let tile = order.map(|_| self.abilities.matrix_tile.unwrap_or(1));
+        self.run(gather(dtype, scales.is_some(), tile), &buffers, &args, spread(out.len().div_ceil(256)))
     }
 }
 
@@ -139,11 +142,12 @@ fn silu(from: &'static str, to: &'static str) -> Specialisation {
         .set("F16", u32::from(from == "f16" || to == "f16"))
 }
 
-fn gather(from: &'static str, scaled: bool) -> Specialisation {
+fn gather(from: &'static str, scaled: bool, tile: Option<u32>) -> Specialisation {
     Specialisation::new("gather", include_str!("gather.wgsl"))
         .set("IN", from)
         .set("F16", u32::from(from == "f16"))
         .set("SCALED", u32::from(scaled))
+        .set("T", tile.unwrap_or(0))
 }
 
 /// Kernels of this module as they are launched, of each kind at least one.
@@ -153,6 +157,6 @@ pub(super) fn samples() -> Vec<Specialisation> {
     let mut all = vec![norm_in_place(), rope()];
     all.extend(types.map(norm));
     all.extend(types.iter().flat_map(|from| types.map(|to| silu(from, to))));
-    all.extend(types.iter().flat_map(|from| [false, true].map(|scaled| gather(from, scaled))));
+    all.extend(types.iter().flat_map(|from| [false, true].map(|scaled| gather(from, scaled, None))));
     all
 }

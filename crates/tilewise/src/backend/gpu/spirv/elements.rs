@@ -15,7 +15,8 @@
 //! | `matrix_row_add(x, y)` | to each row's value of `x` the elements of `y` are added, those of this thread |
 //! | `matrix_row_peaks(x)` | the largest of this thread's elements of each row that are numbers |
 //! | `matrix_row(x, n)`, `matrix_set_row(x, n, z)` | the value of this thread's n-th row |
-//! | `matrix_element(x, n)`, `matrix_factor(x, n)` | an element of a matrix C, or A |
+//! | `matrix_element(x, n)`, `matrix_factor(x, n)`, `matrix_weight(x, n)` | an element of a matrix C, A or B |
+//! | `matrix_of_words(words)` | the matrix B whose elements are the halves of words, in the order of elements |
 
 use std::collections::HashMap;
 
@@ -29,11 +30,14 @@ const MEMBER_NAME: u32 = 6;
 const EXTENDED_IMPORT: u32 = 11;
 const EXTENDED: u32 = 12;
 const TYPE_BOOL: u32 = 20;
+const TYPE_INT: u32 = 21;
+const TYPE_VECTOR: u32 = 23;
 const FUNCTION_END: u32 = 56;
 const FUNCTION_CALL: u32 = 57;
 const EXTRACT: u32 = 81;
 const INSERT: u32 = 82;
 const CONVERT: u32 = 115;
+const BITCAST: u32 = 124;
 const ADD: u32 = 129;
 const MULTIPLY: u32 = 133;
 const AND: u32 = 167;
@@ -57,9 +61,10 @@ enum Operation {
     Row,
     SetRow,
     Element,
+    OfWords,
 }
 
-const OPERATIONS: [(&str, Operation); 12] = [
+const OPERATIONS: [(&str, Operation); 14] = [
     ("matrix_exp2", Operation::Exp2),
     ("matrix_times", Operation::Times),
     ("matrix_peak", Operation::Peak),
@@ -72,6 +77,8 @@ const OPERATIONS: [(&str, Operation); 12] = [
     ("matrix_set_row", Operation::SetRow),
     ("matrix_element", Operation::Element),
     ("matrix_factor", Operation::Element),
+    ("matrix_weight", Operation::Element),
+    ("matrix_of_words", Operation::OfWords),
 ];
 
 /// A module without names, in which calls of the functions above are the operations that they stand for.
@@ -91,6 +98,8 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
         numbers,
         float: float(32),
         half: float(16),
+        pair: 0,
+        word: of(TYPE_INT).find(|i| i[2..] == [32, 0]).map_or(0, |i| i[1]),
         bool: of(TYPE_BOOL).next().map_or(0, |i| i[1]),
         glsl: of(EXTENDED_IMPORT).next().map_or(0, |i| i[1]),
         kept_apart: Vec::new(),
@@ -101,6 +110,13 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
     if declares_half {
         writer.half = writer.new_id();
         writer.put(CAPABILITY, &[FLOAT16]);
+    }
+    // A type may be declared only once.
+    let pair = of(TYPE_VECTOR).find(|i| i[2] == writer.half && i[3] == 2).map(|i| i[1]);
+    let declares_pair = pair.is_none() && stand_ins.values().any(|own| matches!(own, Operation::OfWords));
+    writer.pair = pair.unwrap_or_default();
+    if declares_pair {
+        writer.pair = writer.new_id();
     }
     let mut leaving = false;
     for instruction in Instructions(&words[HEADER..]) {
@@ -120,8 +136,12 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
             }
             _ => writer.out.extend(instruction),
         }
-        if declares_half && instruction[0] & 0xffff == TYPE_FLOAT && instruction[1] == writer.float {
+        let is_type = |id| instruction[0] & 0xffff == TYPE_FLOAT && instruction[1] == id;
+        if declares_half && is_type(writer.float) {
             writer.put(TYPE_FLOAT, &[writer.half, 16]);
+        }
+        if declares_pair && is_type(if declares_half { writer.float } else { writer.half }) {
+            writer.put(TYPE_VECTOR, &[writer.pair, writer.half, 2]);
         }
     }
     writer.out[3] = writer.next;
@@ -157,6 +177,8 @@ struct Writer {
     // Ids of types, and of the extended instructions; 0 for what the module does not have.
     float: u32,
     half: u32,
+    pair: u32,
+    word: u32,
     bool: u32,
     glsl: u32,
     /// Sums that no compiler may join with a product before them, so that the bits of all kernels are the same.
@@ -243,6 +265,18 @@ impl Writer {
             Operation::SetRow => {
                 let first = row(self)?;
                 self.replaced(call, x, &[(first, call.argument(2)?)]);
+            }
+            Operation::OfWords => {
+                let mut values = Vec::new();
+                for word in 0..elements.count().div_ceil(2) {
+                    let own = self.value(EXTRACT, self.word, &[x, word]);
+                    let pair = self.value(BITCAST, self.pair, &[own]);
+                    for half in 0..2 {
+                        values.push((2 * word + half, self.value(EXTRACT, self.half, &[pair, half])));
+                    }
+                }
+                let from = self.value(UNDEFINED, call.kind, &[]);
+                self.replaced(call, from, &values);
             }
             Operation::FactorOf => {
                 let from = self.value(UNDEFINED, call.kind, &[]);
