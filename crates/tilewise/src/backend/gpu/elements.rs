@@ -12,6 +12,15 @@ const TILE: usize = 256;
 /// are its columns.
 type Places = [f32; 3];
 
+/// Who has two neighbours of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pairs {
+    /// One thread, as elements of which the first has an even number.
+    OfThread,
+    /// Two threads whose numbers differ in the last bit, as the same element.
+    OfNeighbours,
+}
+
 /// What is known of the threads of a subgroup, of a matrix C of f32, one A and one B of f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Elements {
@@ -22,8 +31,8 @@ pub(super) struct Elements {
     factor: [u8; MOST],
     /// Threads whose numbers differ in these bits have other elements of the same rows.
     lane_bits: u8,
-    /// Whether a thread's elements of C come in pairs of neighbours, the first in an even column.
-    pairs: bool,
+    /// Who has the neighbours of a row of C, the first in an even column.
+    pairs: Pairs,
     /// Thread by thread, where the elements of B are in a tile of weights: each thread has eight.
     weights: Option<[u8; TILE]>,
 }
@@ -54,9 +63,12 @@ impl Elements {
         u32::from(self.lane_bits)
     }
 
-    /// See the field.
-    pub(super) fn pairs(&self) -> bool {
-        self.pairs
+    /// Neighbours of a row that a thread has.
+    pub(super) fn width(&self) -> usize {
+        match self.pairs {
+            Pairs::OfThread => 2,
+            Pairs::OfNeighbours => 1,
+        }
     }
 
     /// See the field. What follows the elements of a tile is of no meaning.
@@ -75,13 +87,21 @@ impl Elements {
         let thread = |thread: usize| &places[thread * count..][..count];
         let threads = || (0..subgroup).map(thread);
         let row = |own: &[Places], at: usize| own[at][0] as usize / tile;
-        let pair = |own: &[Places]| own[0][0] % 2.0 == 0.0 && own[1][0] == own[0][0] + 1.0;
+        let is_pair = |first: f32, second: f32| first % 2.0 == 0.0 && second == first + 1.0;
+        let of_thread = count.is_multiple_of(2) && places.chunks(2).all(|own| is_pair(own[0][0], own[1][0]));
+        let alike = |own: &[Places]| (0..count).all(|at| is_pair(own[at][0], own[count + at][0]));
+        let of_neighbours = subgroup.is_multiple_of(2) && places.chunks(2 * count).all(alike);
+        let pairs = match (of_thread, of_neighbours) {
+            (true, _) => Pairs::OfThread,
+            (_, true) => Pairs::OfNeighbours,
+            _ => return None,
+        };
         let mut elements = Self {
             count: count as u8,
             first: [0; MOST],
             factor: [0; MOST],
             lane_bits: 0,
-            pairs: count.is_multiple_of(2) && places.chunks(2).all(pair),
+            pairs,
             weights: if count == 8 { weights(places) } else { None },
         };
         for at in 0..count {
@@ -197,10 +217,10 @@ pub(super) mod tests {
         assert_eq!((elements.count(), elements.lane_bits()), (8, 0b11));
         assert_eq!(elements.firsts().collect::<Vec<_>>(), [0, 4]);
         assert_eq!((0..8).map(|at| elements.factor(at)).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert!(elements.pairs());
+        assert_eq!(elements.width(), 2);
         // A column for each thread, as Mesa's software adapter has it; and a row for each.
         let columns = Elements::of(&places(8, 8, |thread, at| (at, thread)), 8, 8).unwrap();
-        assert_eq!((columns.firsts().count(), columns.lane_bits(), columns.pairs()), (8, 0b111, false));
+        assert_eq!((columns.firsts().count(), columns.lane_bits(), columns.width()), (8, 0b111, 1));
         let rows = Elements::of(&places(8, 8, |thread, at| (thread, at)), 8, 8).unwrap();
         assert_eq!((rows.firsts().count(), rows.lane_bits()), (1, 0));
     }

@@ -15,7 +15,7 @@ var<immediate> args: Args;
 
 @group(0) @binding(0) var<storage, read> table: array<$IN>;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<$OUT>;
 #if SCALED
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
 #if T
@@ -44,8 +44,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     let value = f32(table[at]);
 #if SCALED
-    out[index] = value * scales[row];
+    out[index] = $OUT(value * scales[row]);
 #else
-    out[index] = value;
+    out[index] = $OUT(value);
 #end
 }

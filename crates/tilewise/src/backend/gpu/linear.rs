@@ -191,9 +191,9 @@ impl Product<'_> {
 
     /// Results that a thread stores at once.
     fn width(&self) -> usize {
-        let pairs = self.context.abilities.elements.is_some_and(|elements| elements.pairs());
         let even = self.matrix.outputs().is_multiple_of(2) && self.out.row_len().is_multiple_of(2);
-        if self.matrix.order.is_some() && pairs && even { 2 } else { 1 }
+        let elements = self.context.abilities.elements.filter(|_| self.matrix.order.is_some() && even);
+        elements.map_or(1, |elements| elements.width())
     }
 
     fn rounded<'b>(&'b self, halves: &'b Option<ScratchGuard<'_>>) -> Result<&'b GpuBuffer> {
@@ -297,10 +297,14 @@ impl TileShape {
         let normed = normed.then(|| [rows, rows * inputs].map(usize::next_power_of_two));
         let direct = rows > MANY && order == Order::OfThreads;
         let mut shape = if rows > MANY {
-            // A subgroup that has all rows takes each of its weights once, if there are such work groups enough.
+            // Subgroups that have all rows take each of their weights once: many rows, where there are such work groups enough.
             let groups = rows.div_ceil(8 * tile) * outputs.div_ceil(16 * tile);
-            let (columns, own_rows) = if direct && groups >= abilities.busy / 2 { (16, 8) } else { (8, 4) };
-            Self { rows: 8, columns, subgroups: 8, own_rows, own_columns: 2, step: 64, normed, order, direct }
+            let (rows, columns, subgroups, own_rows) = match direct {
+                true if groups >= abilities.busy / 2 => (8, 16, 8, 8),
+                true => (4, 8, 4, 4),
+                false => (8, 8, 8, 4),
+            };
+            Self { rows, columns, subgroups, own_rows, own_columns: 2, step: 64, normed, order, direct }
         } else {
             let own_rows = rows.div_ceil(tile).next_power_of_two();
             // Few outputs make few work groups, which need more on its way each.

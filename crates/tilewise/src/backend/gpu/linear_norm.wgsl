@@ -1,5 +1,5 @@
 #if NORM
-// What products share that norm their rows: norm.wgsl's arithmetic from where 32 threads have added their chains.
+// What kernels share that norm whole rows: norm.wgsl's arithmetic from where 32 threads have added their chains.
 
 // The sum of 32 neighbours in the order of its tree.
 fn tree(at: u32) -> f32 {

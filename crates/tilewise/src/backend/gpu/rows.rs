@@ -70,6 +70,11 @@ impl Context {
         let len = x.row_len();
         let buffers = [f32_only("rms_norm", x)?, f32_only("rms_norm", weight)?, gpu(out)?];
         let to = wgsl("rms_norm", out)?;
+        if len.is_multiple_of(4) {
+            let args = Args::default().numbers(&[x.rows(), len]).float(eps);
+            let groups = spread(x.rows().div_ceil(NORM_ROWS));
+            return self.run(norm_rows(to, len <= 1024), &buffers, &args, groups);
+        }
         let args = Args::default().numbers(&[x.rows(), 1, len, len, 0, len, 0]).float(eps);
         self.run(norm(to), &buffers, &args, spread(x.rows()))
     }
@@ -107,15 +112,26 @@ impl Context {
         out: &Tensor,
     ) -> Result<()> {
         let args = Args::default().numbers(&[out.len(), out.row_len(), stride, first, table_rows]);
-        let mut buffers = vec![table, rows, f32_only("gather", out)?];
+        let mut buffers = vec![table, rows, gpu(out)?];
         buffers.extend(scales);
         buffers.extend(order);
         let tile = order.map(|_| self.abilities.matrix_tile.unwrap_or(1));
-        self.run(gather(dtype, scales.is_some(), tile), &buffers, &args, spread(out.len().div_ceil(256)))
+        let types = [dtype, wgsl("gather", out)?];
+        self.run(gather(types, scales.is_some(), tile), &buffers, &args, spread(out.len().div_ceil(256)))
     }
 }
 
-/// Norms of whole rows, written as `to`.
+/// Rows of a work group that norms rows of whole vectors.
+const NORM_ROWS: usize = 8;
+
+/// Norms of rows of whole vectors, written as `to`; `kept` if a row is no longer than what its threads keep.
+fn norm_rows(to: &'static str, kept: bool) -> Specialisation {
+    const SOURCE: &str = concat!(include_str!("norm_rows.wgsl"), include_str!("linear_norm.wgsl"));
+    let kernel = Specialisation::new("norm-rows", SOURCE).set("NORM", 1).set("ROWS", NORM_ROWS);
+    kernel.set("KEPT", u32::from(kept)).set("OUT", to).set("F16", u32::from(to == "f16"))
+}
+
+/// Norms of other rows, written as `to`.
 fn norm(to: &'static str) -> Specialisation {
     norm_by(256).set("IN_PLACE", 0).set("OUT", to).set("F16", u32::from(to == "f16"))
 }
@@ -142,10 +158,11 @@ fn silu(from: &'static str, to: &'static str) -> Specialisation {
         .set("F16", u32::from(from == "f16" || to == "f16"))
 }
 
-fn gather(from: &'static str, scaled: bool, tile: Option<u32>) -> Specialisation {
+fn gather([from, to]: [&'static str; 2], scaled: bool, tile: Option<u32>) -> Specialisation {
     Specialisation::new("gather", include_str!("gather.wgsl"))
         .set("IN", from)
-        .set("F16", u32::from(from == "f16"))
+        .set("OUT", to)
+        .set("F16", u32::from([from, to].contains(&"f16")))
         .set("SCALED", u32::from(scaled))
         .set("T", tile.unwrap_or(0))
 }
@@ -156,7 +173,9 @@ pub(super) fn samples() -> Vec<Specialisation> {
     let types = ["f32", "f16"];
     let mut all = vec![norm_in_place(), rope()];
     all.extend(types.map(norm));
+    all.extend([false, true].iter().flat_map(|&kept| types.map(|to| norm_rows(to, kept))));
     all.extend(types.iter().flat_map(|from| types.map(|to| silu(from, to))));
-    all.extend(types.iter().flat_map(|from| [false, true].map(|scaled| gather(from, scaled, None))));
+    all.extend(types.iter().flat_map(|from| [false, true].map(|scaled| gather([from, "f32"], scaled, None))));
+    all.push(gather(["f16"; 2], false, None));
     all
 }

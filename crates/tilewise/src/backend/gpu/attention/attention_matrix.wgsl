@@ -175,6 +175,28 @@ fn row_sees(sequence: Sequence, item: Item, row: u32) -> vec2<u32> {
     return select(vec2<u32>(), own, item.row_begin + row < item.row_end && own.x < own.y);
 }
 
+// Whether a value that is not finite was left out of what a row sees, of the keys between two: those of steps that not all
+// rows of the work group see, which see the keys of `full`.
+fn leaves_out(sequence: Sequence, item: Item, full: vec2<u32>, row: u32, begin: u32, end: u32) -> bool {
+    let sees = row_sees(sequence, item, row);
+    for (var key = max(sees.x, begin); key < min(sees.y, end); key++) {
+        let step = key / KEYS * KEYS;
+        if step < full.x || step + KEYS > full.y {
+#if PAGED
+            let at = slot(item, page_of(sequence, key), key) * (DV / UNIT);
+#else
+            let at = v_begin(sequence, item) / UNIT + key * (args.v_token / UNIT);
+#end
+            for (var column = 0u; column < DV; column += 8u) {
+                if not_finite(v_eight(at + column / UNIT)) {
+                    return true;
+                }
+            }
+        }
+    }
+    return false;
+}
+
 @compute @workgroup_size($THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32, @builtin(subgroup_id) subgroup: u32,
@@ -191,18 +213,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     let item = read_item(args.items_at + index * 8u);
     let sequence = read_sequence(args.sequences_at + item.sequence * 6u);
     let split = subgroup % ${SPLIT}u;
-    // Where the subgroup exchanges scores or outputs, and, as halves, queries.
+    // Where the subgroup exchanges what lanes have of rows.
     let s_base = subgroup * T * S_ROW;
-#if ELEMENTS
-    let p_base = 2u * s_base;
-#else
-    let p_base = s_base;
-#end
     // This lane's row of each of its subgroup's tiles, and its share of the row's columns.
     let own = lane / LANES;
     let part = lane % LANES;
     let s_own = s_base + own * S_ROW + part * ${F}u;
-    let p_own = p_base + own * S_ROW + part * ${F}u;
     let first_row = subgroup / ${SPLIT}u * ${R * T}u;
     let last_row = item.row_end - item.row_begin - 1u;
 #for r in 0..R
@@ -231,8 +247,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
     {
         let column = ${s * LOOK + j * LANES * F}u + part * ${F}u;
         let at = q_from_$r + min(column, D - ${F}u);
-#for c in 0..F
-        x_${r}_${s}_$j[$c] = q_at(at + ${c}u) * args.scale;
+#for c in 0..F / 2
+        let two_$c = q_pair(at + ${2 * c}u) * args.scale;
+        x_${r}_${s}_$j[${2 * c}] = two_$c.x;
+        x_${r}_${s}_$j[${2 * c + 1}] = two_$c.y;
 #end
         x_${r}_${s}_$j = select(vec$F<f32>(), x_${r}_${s}_$j, row_$r <= last_row && column < D);
     }
@@ -240,12 +258,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
 #end
 #for s in 0..(DT * T + LOOK - 1) / LOOK
 #for j in 0..LOOK / F / LANES
-    p_put(p_own + ${j * LANES * F}u, x_${r}_${s}_$j);
+    p_put(s_own + ${j * LANES * F}u, x_${r}_${s}_$j);
 #end
     subgroupBarrier();
 #for t in 0..LOOK / T
 #if s * (LOOK / T) + t < DT
-    let q_${r}_${s * (LOOK / T) + t}_at = (p_base + ${t * T}u) / ${PW}u;
+    let q_${r}_${s * (LOOK / T) + t}_at = (s_base + ${t * T}u) / ${PW}u;
     let q_${r}_${s * (LOOK / T) + t} = coopLoadT<coop_mat${T}x${T}<$P, A>>(&$P_TILE[q_${r}_${s * (LOOK / T) + t}_at], ${S_ROW / PW}u);
 #end
 #end
@@ -331,7 +349,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             }
             block += KEYS;
 #if R == 1
-            // As above, but not before outputs are exchanged in the same place.
+            // As above.
             if block >= last {
                 break;
             }
@@ -340,136 +358,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
             workgroupBarrier();
 #end
         }
-        workgroupBarrier();
-#use end_chunk
-
-        // Values that are not finite were left out of steps that not all rows see: rows that see them are told here, since
-        // such code costs registers in the loop.
-        if atomicLoad(&bad[0]) != 0u {
-#for r in 0..R
-            let sees_$r = row_sees(sequence, item, row_$r);
-            for (var key = max(sees_$r.x, chunk_end - CHUNK); key < min(sees_$r.y, last); key++) {
-                let step = key / KEYS * KEYS;
-                if step < full.x || step + KEYS > full.y {
-#if PAGED
-                    let at = slot(item, page_of(sequence, key), key) * (DV / UNIT);
-#else
-                    let at = v_first + key * (args.v_token / UNIT);
-#end
-                    for (var column = 0u; column < DV; column += 8u) {
-                        let eight = v_eight(at + column / 8u * (8u / UNIT));
-                        if not_finite(eight) {
-                            row_sum_$r = bitcast<f32>(0x7fc00000u + part);
-                        }
-                    }
-                }
-            }
-#end
-        }
-        // Outputs through workgroup memory to where they go.
         let ended = chunk_end >= item.key_end;
 #if MERGES
         let begun = first / CHUNK == chunk_end / CHUNK - 1u;
 #end
-#for r in 0..R
-        {
-            let valid = row_$r <= last_row;
-#if MERGES
-            // What the thread carries from chunk to chunk is at places of its own.
-            let carried = item.partial / ${F}u + thread + ${r * (VT * T / F / LANES + 1) * THREADS}u;
-            var so_far = vec$F<f32>();
-            so_far.x = NONE;
-            if !begun {
-                so_far = partial[carried];
-            }
-            let merged = merge(so_far.x, so_far.y, row_max_$r, row_sum_$r);
-            let inverse = finish(merged.sum);
-#else
-            let inverse = finish(row_sum_$r);
-            let state = state_start(item, min(row_$r, last_row));
-#end
-            let place = out_row(sequence, item, item.row_begin + min(row_$r, last_row));
-#for g in 0..(VT + 3) / 4
-#if MERGES
-            // Several at a time: their latency would add up.
-#for t in g * 4..g * 4 + 4
-#if t < VT
-#for j in 0..T / F / LANES
-            var was_${t}_$j = vec$F<f32>();
-            if !begun {
-                was_${t}_$j = partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u];
-            }
-#end
-#end
-#end
-#end
-#for t in g * 4..g * 4 + 4
-#if t < VT
-            {
-                let at = s_base / ${SW}u;
-                coopStoreT(o_${r}_$t, &$S_TILE[at], ${S_ROW / SW}u);
-            }
-            subgroupBarrier();
-#for j in 0..T / F / LANES
-            {
-                var x = s_get(s_own + ${j * LANES * F}u);
-                let column = split * ${VT * T}u + ${t * T + j * LANES * F}u + part * ${F}u;
-#if MERGES
-                if !begun {
-                    x = fma(x, vec$F<f32>(merged.take), was_${t}_$j * merged.keep);
-                }
-                if !ended {
-                    partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u] = x;
-                } else if valid && column < DV {
-#for c in 0..F / 2
-                    store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
-#end
-                }
-#else
-                if valid && column < DV {
-                    if item.partial != 0u {
-#for c in 0..F
-                        partial[state + column + ${c}u] = x[$c];
-#end
-                    } else {
-#for c in 0..F / 2
-                        store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
-#end
-                    }
-                }
-#end
-            }
-#end
-            subgroupBarrier();
-#end
-#end
-#end
-#if MERGES
-            if !ended {
-                so_far.x = merged.max;
-                so_far.y = merged.sum;
-                partial[carried] = so_far;
-            }
-#end
-            if ended && valid && split == 0u && part == 0u {
-#if MERGES
-#if LSE
-                lse[place] = lse_of(merged.max, merged.sum);
-#end
-#else
-                if item.partial != 0u {
-                    partial[state + DV] = row_max_$r;
-                    partial[state + DV + 1u] = row_sum_$r;
-                }
-#if LSE
-                if item.partial == 0u {
-                    lse[place] = lse_of(row_max_$r, row_sum_$r);
-                }
-#end
-#end
-            }
-        }
-#end
+#use end_chunk
         if ended {
             break;
         }

@@ -150,4 +150,112 @@ fn total(x: vec2<f32>) -> f32 { return x.x + x.y; }
         row_sum_$r += subgroupShuffleXor(row_sum_$r, ${(i == 0) * 1 + (i == 1) * 2 + (i == 2) * 4}u);
 #end
 #end
+        // Rows that see a value which was left out are told here, since such code costs registers in the loop.
+        if atomicLoad(&bad[0]) != 0u {
+#for r in 0..R
+            if leaves_out(sequence, item, full, row_$r, chunk_end - CHUNK, last) {
+                row_sum_$r = bitcast<f32>(0x7fc00000u + part);
+            }
+#end
+        }
+        // Outputs through workgroup memory to where they go.
+#for r in 0..R
+        {
+            let valid = row_$r <= last_row;
+#if MERGES
+            // What the thread carries from chunk to chunk is at places of its own.
+            let carried = item.partial / ${F}u + thread + ${r * (VT * T / F / LANES + 1) * THREADS}u;
+            var so_far = vec$F<f32>();
+            so_far.x = NONE;
+            if !begun {
+                so_far = partial[carried];
+            }
+            let merged = merge(so_far.x, so_far.y, row_max_$r, row_sum_$r);
+            let inverse = finish(merged.sum);
+#else
+            let inverse = finish(row_sum_$r);
+            let state = state_start(item, min(row_$r, last_row));
+#end
+            let place = out_row(sequence, item, item.row_begin + min(row_$r, last_row));
+#for g in 0..(VT + 3) / 4
+#if MERGES
+            // Several at a time: their latency would add up.
+#for t in g * 4..g * 4 + 4
+#if t < VT
+#for j in 0..T / F / LANES
+            var was_${t}_$j = vec$F<f32>();
+            if !begun {
+                was_${t}_$j = partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u];
+            }
+#end
+#end
+#end
+#end
+#for t in g * 4..g * 4 + 4
+#if t < VT
+            {
+                let at = s_base / ${SW}u;
+                coopStoreT(o_${r}_$t, &s_tile[at], ${S_ROW / SW}u);
+            }
+            subgroupBarrier();
+#for j in 0..T / F / LANES
+            {
+                var x = s_get(s_own + ${j * LANES * F}u);
+                let column = split * ${VT * T}u + ${t * T + j * LANES * F}u + part * ${F}u;
+#if MERGES
+                if !begun {
+                    x = fma(x, vec$F<f32>(merged.take), was_${t}_$j * merged.keep);
+                }
+                if !ended {
+                    partial[carried + ${(t * (T / F / LANES) + j + 1) * THREADS}u] = x;
+                } else if valid && column < DV {
+#for c in 0..F / 2
+                    store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
+#end
+                }
+#else
+                if valid && column < DV {
+                    if item.partial != 0u {
+#for c in 0..F
+                        partial[state + column + ${c}u] = x[$c];
+#end
+                    } else {
+#for c in 0..F / 2
+                        store((place * DV + column) / 2u + ${c}u, vec2<f32>(x[${2 * c}], x[${2 * c + 1}]) * inverse);
+#end
+                    }
+                }
+#end
+            }
+#end
+            subgroupBarrier();
+#end
+#end
+#end
+#if MERGES
+            if !ended {
+                so_far.x = merged.max;
+                so_far.y = merged.sum;
+                partial[carried] = so_far;
+            }
+#end
+            if ended && valid && split == 0u && part == 0u {
+#if MERGES
+#if LSE
+                lse[place] = lse_of(merged.max, merged.sum);
+#end
+#else
+                if item.partial != 0u {
+                    partial[state + DV] = row_max_$r;
+                    partial[state + DV + 1u] = row_sum_$r;
+                }
+#if LSE
+                if item.partial == 0u {
+                    lse[place] = lse_of(row_max_$r, row_sum_$r);
+                }
+#end
+#end
+            }
+        }
+#end
 #end

@@ -93,7 +93,25 @@ fn q_at(i: u32) -> f32 {
 #end
 }
 #else
+#if Q_PAIRS
+fn q_at(i: u32) -> f32 { return q[i >> 1u][i & 1u]; }
+#else
 fn q_at(i: u32) -> f32 { return q[i]; }
+#end
+#end
+// Two neighbours; with Q_PAIRS every vector begins at an even element.
+#if Q_PAIRS == 0
+fn q_pair(i: u32) -> vec2<f32> { return vec2<f32>(q_at(i), q_at(i + 1u)); }
+#else
+#if Q_WORDS == 0
+fn q_pair(i: u32) -> vec2<f32> { return q[i >> 1u]; }
+#else
+#if Q_F16
+fn q_pair(i: u32) -> vec2<f32> { return unpack2x16float(q[i >> 1u]); }
+#else
+fn q_pair(i: u32) -> vec2<f32> { return bitcast<vec2<f32>>(vec2<u32>(q[i >> 1u] << 16u, q[i >> 1u] & 0xffff0000u)); }
+#end
+#end
 #end
 
 #if KV_WORDS

@@ -212,10 +212,14 @@ impl Launcher<'_> {
             None => fma_kernel(params, stored),
         };
         let (q_type, q_words, q_f16) = words(params.q_dtype);
+        // Matrix kernels take queries two at a time, where they lie so.
+        let q_pairs = resident.shapes[path as usize].is_some() && multiples(&self.q, 2);
+        let q_type = if q_pairs && q_words == 0 { "vec2<f32>" } else { q_type };
         let kernel = self
             .store(kernel)
             .set("Q", q_type)
             .set("Q_WORDS", q_words)
+            .set("Q_PAIRS", u32::from(q_pairs))
             .set("Q_F16", q_f16)
             .set("MERGES", u32::from(path == Path::Prefill))
             .set("PAGED", u32::from(matches!(self.kv, Kv::Paged(_))))
@@ -264,13 +268,9 @@ impl Launcher<'_> {
 
     /// Whether every vector of eight keys or values lies at a multiple of eight elements.
     fn is_aligned(&self) -> bool {
-        let aligned = |view: &TokenView<'_>| {
-            let strides = [view.offset, view.batch_stride.unwrap_or(0), view.token_stride, view.head_stride];
-            strides.iter().all(|stride| stride.is_multiple_of(8))
-        };
         match &self.kv {
             Kv::Paged(_) => true,
-            Kv::Contiguous { keys, values } => aligned(keys) && aligned(values),
+            Kv::Contiguous { keys, values } => multiples(keys, 8) && multiples(values, 8),
         }
     }
 
@@ -295,6 +295,12 @@ impl Launcher<'_> {
             [0, heads, 1]
         }
     }
+}
+
+/// Whether every vector of a view lies at a multiple of so many elements.
+fn multiples(view: &TokenView<'_>, of: usize) -> bool {
+    let strides = [view.offset, view.batch_stride.unwrap_or(0), view.token_stride, view.head_stride];
+    strides.iter().all(|stride| stride.is_multiple_of(of))
 }
 
 /// The kernel in f32.
@@ -367,18 +373,21 @@ fn in_memory(shape: MatrixShape, [k_row, v_row]: [usize; 2]) -> Specialisation {
             .set("ELEMENTS", 1)
             .set("ROWS", elements.firsts().count())
             .set("LANE_BITS", elements.lane_bits())
+            .set("COUNT", elements.count())
+            .set("WIDTH", elements.width())
+            // Vectors of the maxima and sums of a thread's rows.
+            .set("STATE", elements.firsts().count().div_ceil(2))
             .set("P", "f32")
-            .set("TILE", (keys * (k_row + v_row) / 8).max(shape.subgroups() * tile * shape.score_row() / 4))
+            .set("TILE", (keys * (k_row + v_row)).max(shape.subgroups() * tile * shape.score_row()) / 8)
+            .set("P_TILE", "tile")
+            .set("PW", 8)
             .set("V_AT", keys * k_row / 8)
             .set("K_TILE", "tile")
             .set("V_TILE", "tile")
-            .set("S_TILE", "tile")
-            .set("P_TILE", "tile")
-            .set("KW", 8)
-            .set("SW", 4)
-            .set("PW", 8),
+            .set("KW", 8),
         None => Specialisation::new("attention-matrix", MATRIX)
             .set("ELEMENTS", 0)
+            .set("P_TILE", "p_tile")
             .set("WIDE", u32::from(shape.wide))
             .set("SUBGROUPS", shape.subgroups())
             .set("LOG_LANES", (shape.subgroup / tile).ilog2())
@@ -386,8 +395,6 @@ fn in_memory(shape: MatrixShape, [k_row, v_row]: [usize; 2]) -> Specialisation {
             .set("V_AT", 0)
             .set("K_TILE", "k_tile")
             .set("V_TILE", "v_tile")
-            .set("S_TILE", "s_tile")
-            .set("P_TILE", "p_tile")
             .set("KW", width(4))
             .set("SW", width(vector))
             .set("PW", width(vector)),
@@ -460,7 +467,9 @@ pub(super) fn samples(abilities: &Abilities) -> Vec<Specialisation> {
                     Some(shape) => matrix_kernel(&params, shape, path, dtype, aligned),
                     None => fma_kernel(&params, dtype),
                 };
-                let kernel = kernel.set("Q", "f32").set("Q_WORDS", 0).set("Q_F16", 0);
+                let kernel = kernel.set("Q_WORDS", 0).set("Q_F16", 0);
+                let q = if aligned { "vec2<f32>" } else { "f32" };
+                let kernel = kernel.set("Q_PAIRS", u32::from(aligned)).set("Q", q);
                 let kernel =
                     kernel.set("MERGES", u32::from(path == Path::Prefill)).set("PAGED", u32::from(paged));
                 let kernel =

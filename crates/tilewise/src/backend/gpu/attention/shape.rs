@@ -85,6 +85,7 @@ impl MatrixShape {
             (0..=64, Size::Large) => (64, 16, 2, 8, 1),
             (0..=64, _) => (32, 16, 2, 4, 1),
             (65..=128, Size::Large) => (32, 16, 2, 8, 1),
+            (65..=128, Size::Window) if elements.is_some() => (32, 16, 1, 4, 1),
             (65..=128, Size::Window) => (16, 16, 2, 4, 1),
             // Three to five of them fit in the memory of a multiprocessor, where of twice the keys two do.
             (65..=128, Size::ManyTiles) if wide => (16, 16, 1, 1, 2),
@@ -121,8 +122,8 @@ impl MatrixShape {
             params.head_dim.next_multiple_of(tile) + params.value_dim.next_multiple_of(tile * split) + 16;
         let (keys, scores) = (2 * self.keys * rows, self.subgroups() * tile * self.score_row());
         match self.elements {
-            // The places of elements, and keys and values, in whose place outputs are exchanged.
-            Some(_) => tile * tile * 4 + keys.max(4 * scores) + 16,
+            // The places of elements, and keys and values, in whose place queries are exchanged.
+            Some(_) => tile * tile * 4 + keys.max(2 * scores) + 16,
             // Scores of f32, and weights of f16.
             None => keys + 6 * scores + 16,
         }
@@ -148,12 +149,13 @@ impl MatrixShape {
         (self.tile * self.tile / self.subgroup).min(4)
     }
 
-    /// Elements of f32 that a work group carries from one chunk to the next: of each thread its outputs, and a vector
-    /// with the maximum and the sum for each of its rows.
+    /// Elements of f32 that a work group carries from one chunk to the next: of each thread its outputs, and in whole vectors
+    /// the maxima and the sums of its rows.
     pub(super) fn carried(&self, value_dim: usize) -> usize {
         let columns = value_dim.div_ceil(self.tile * self.split) * self.tile;
         let outputs = columns * self.tile / self.subgroup;
-        self.threads() * self.row_tiles * (outputs + self.vector())
+        let rows = self.elements.map_or(1, |elements| elements.firsts().count());
+        self.threads() * self.row_tiles * (outputs + (2 * rows).next_multiple_of(self.vector()))
     }
 
     /// Threads of a work group.

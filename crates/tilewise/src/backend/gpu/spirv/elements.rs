@@ -90,20 +90,7 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
             Some((i[1], OPERATIONS.iter().find(|(own, _)| *own == name)?.1))
         })
         .collect();
-    let numbers: HashMap<u32, u32> = of(CONSTANT).map(|i| (i[2], i[3])).collect();
-    let float = |bits: u32| of(TYPE_FLOAT).find(|i| i[2] == bits).map_or(0, |i| i[1]);
-    let mut writer = Writer {
-        out: words[..HEADER].to_vec(),
-        next: words[3],
-        numbers,
-        float: float(32),
-        half: float(16),
-        pair: 0,
-        word: of(TYPE_INT).find(|i| i[2..] == [32, 0]).map_or(0, |i| i[1]),
-        bool: of(TYPE_BOOL).next().map_or(0, |i| i[1]),
-        glsl: of(EXTENDED_IMPORT).next().map_or(0, |i| i[1]),
-        kept_apart: Vec::new(),
-    };
+    let mut writer = Writer::of(words);
     let mut decorations_at = None;
     // Where words hold what is rounded, the module may have no type for it yet.
     let declares_half = writer.half == 0 && !stand_ins.is_empty();
@@ -111,10 +98,7 @@ pub(super) fn elementwise(words: &[u32], elements: Option<&Elements>) -> Result<
         writer.half = writer.new_id();
         writer.put(CAPABILITY, &[FLOAT16]);
     }
-    // A type may be declared only once.
-    let pair = of(TYPE_VECTOR).find(|i| i[2] == writer.half && i[3] == 2).map(|i| i[1]);
-    let declares_pair = pair.is_none() && stand_ins.values().any(|own| matches!(own, Operation::OfWords));
-    writer.pair = pair.unwrap_or_default();
+    let declares_pair = writer.pair == 0 && stand_ins.values().any(|own| matches!(own, Operation::OfWords));
     if declares_pair {
         writer.pair = writer.new_id();
     }
@@ -177,6 +161,7 @@ struct Writer {
     // Ids of types, and of the extended instructions; 0 for what the module does not have.
     float: u32,
     half: u32,
+    /// Two halves.
     pair: u32,
     word: u32,
     bool: u32,
@@ -186,6 +171,25 @@ struct Writer {
 }
 
 impl Writer {
+    /// A module so far, of which only the header is written.
+    fn of(words: &[u32]) -> Self {
+        let of = |operation: u32| Instructions(&words[HEADER..]).filter(move |i| i[0] & 0xffff == operation);
+        let float = |bits: u32| of(TYPE_FLOAT).find(|i| i[2] == bits).map_or(0, |i| i[1]);
+        let half = float(16);
+        Self {
+            out: words[..HEADER].to_vec(),
+            next: words[3],
+            numbers: of(CONSTANT).map(|i| (i[2], i[3])).collect(),
+            float: float(32),
+            half,
+            pair: of(TYPE_VECTOR).find(|i| i[2..] == [half, 2]).map_or(0, |i| i[1]),
+            word: of(TYPE_INT).find(|i| i[2..] == [32, 0]).map_or(0, |i| i[1]),
+            bool: of(TYPE_BOOL).next().map_or(0, |i| i[1]),
+            glsl: of(EXTENDED_IMPORT).next().map_or(0, |i| i[1]),
+            kept_apart: Vec::new(),
+        }
+    }
+
     fn new_id(&mut self) -> u32 {
         self.next += 1;
         self.next - 1
@@ -405,6 +409,23 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         results.dedup();
         assert_eq!(results.len(), all);
         assert!(results.last() < Some(&words[3]));
+    }
+
+    #[test]
+    fn words_become_the_elements_of_a_matrix() {
+        let text = KERNEL.replace("fn matrix_row_add", "fn matrix_of_words(x: vec4<u32>) -> coop_mat16x16<f16, B> { return coop_mat16x16<f16, B>(); }\nfn matrix_row_add")
+            .replace("coopLoadT<coop_mat16x16<f16, B>>(&halves[0], 16u)", "matrix_of_words(vec4<u32>(thread))");
+        let words = translate(&text, SubgroupBarrier::Waits, Some(&nvidia())).unwrap().words;
+        let of = |operation| Instructions(&words[HEADER..]).filter(move |i| i[0] & 0xffff == operation);
+        let half = of(TYPE_FLOAT).find(|i| i[2] == 16).unwrap()[1];
+        let pairs: Vec<u32> = of(TYPE_VECTOR).filter(|i| i[2..] == [half, 2]).map(|i| i[1]).collect();
+        assert_eq!(pairs.len(), 1, "the type is declared once");
+        // Each of four words is a pair, whose halves become elements, the lower first.
+        assert_eq!(of(BITCAST).filter(|i| i[1] == pairs[0]).count(), 4);
+        let places: Vec<[u32; 2]> = of(EXTRACT).filter(|i| i[1] == half).map(|i| [i[3], i[4]]).collect();
+        let casts: Vec<u32> = of(BITCAST).filter(|i| i[1] == pairs[0]).map(|i| i[2]).collect();
+        let want: Vec<[u32; 2]> = casts.iter().flat_map(|&pair| [[pair, 0], [pair, 1]]).collect();
+        assert_eq!(places, want);
     }
 
     #[test]
