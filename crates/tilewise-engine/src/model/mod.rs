@@ -45,7 +45,7 @@ pub trait Model: Send {
     fn forward(&mut self, cx: &mut Forward<'_>) -> Result<()>;
 
     /// The logits after some tokens of the batch that ran last, `[rows.len(), vocab_size]`, which the caller may change:
-    /// at most as many as the model was made for.
+    /// at most as many as the model was made for, and those of [`BatchPlan::asked_rows`] where there are such.
     ///
     /// # Errors
     /// What the device's operations return.

@@ -78,6 +78,12 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
+    /// The only tokens whose hidden state matters after the last layer's attention; `None` where those of prompts that are
+    /// scored do too.
+    pub fn asked_rows(&self) -> Option<&[u32]> {
+        self.sequences.iter().all(|sequence| sequence.scores.is_none()).then_some(&*self.logits_rows)
+    }
+
     /// The tokens that the sequence at `place` is thought to draw.
     pub fn drafts(&self, place: usize) -> &[u32] {
         &self.token_ids[self.draft_range(place)]

@@ -36,12 +36,16 @@ pub struct Activations {
     pub gate_up: Tensor,
     /// The product of both.
     pub inner: Tensor,
-    /// Rows of the residual stream that logits are needed for, where others are between.
+    /// Room for rows of the residual stream that logits are needed for, where others are between.
     pub last: Tensor,
+    /// Room for attention's output of those rows.
+    last_heads: Tensor,
     /// Room for those rows after the final norm.
     pub last_normed: Tensor,
     /// Logits.
     pub logits: Tensor,
+    /// Whether `hidden` and `heads` have changed places with `last` and `last_heads`.
+    narrowed: bool,
 }
 
 impl Activations {
@@ -65,8 +69,10 @@ impl Activations {
             gate_up: tokens(2 * config.intermediate_size)?,
             inner: input(limits.max_batch_tokens, config.intermediate_size)?,
             last: rows(config.hidden_size)?,
+            last_heads: input(limits.max_logits_rows, q_width)?,
             last_normed: input(limits.max_logits_rows, config.hidden_size)?,
             logits: rows(config.vocab_size)?,
+            narrowed: false,
         })
     }
 
@@ -75,6 +81,9 @@ impl Activations {
     /// # Errors
     /// [`tilewise::Error::Shape`] if the batch is above the limits.
     pub fn begin(&mut self, device: &dyn Device, batch: &BatchPlan) -> Result<()> {
+        if self.narrowed {
+            self.swap();
+        }
         let tokens = batch.token_ids.len();
         device.write(HostTensor::u32(&[tokens], &batch.token_ids)?, &mut self.ids)?;
         device.write(HostTensor::u32(&[tokens], &batch.positions)?, &mut self.positions)?;
@@ -89,6 +98,33 @@ impl Activations {
             tensor.set_rows(tokens)?;
         }
         Ok(())
+    }
+
+    /// Goes on with some rows only, of the residual stream and of attention's output.
+    ///
+    /// # Errors
+    /// [`tilewise::Error::Shape`] for more than the limits allow, and what gathering returns.
+    pub fn narrow(&mut self, device: &dyn Device, rows: &[u32]) -> Result<()> {
+        self.last.set_rows(rows.len())?;
+        self.last_heads.set_rows(rows.len())?;
+        device.gather_rows(&self.hidden, rows, &mut self.last)?;
+        device.gather_rows(&self.heads, rows, &mut self.last_heads)?;
+        self.swap();
+        for tensor in [&mut self.normed, &mut self.gate_up, &mut self.inner] {
+            tensor.set_rows(rows.len())?;
+        }
+        Ok(())
+    }
+
+    /// Whether the residual stream has the rows that it was narrowed to.
+    pub fn is_narrowed(&self) -> bool {
+        self.narrowed
+    }
+
+    fn swap(&mut self) {
+        std::mem::swap(&mut self.hidden, &mut self.last);
+        std::mem::swap(&mut self.heads, &mut self.last_heads);
+        self.narrowed = !self.narrowed;
     }
 
     /// Sets the rows of logits.

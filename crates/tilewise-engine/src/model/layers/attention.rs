@@ -46,11 +46,11 @@ impl Attention {
         })
     }
 
-    /// Adds attention of the residual stream's norm to that stream, and its keys and values to the cache.
+    /// Computes the heads of the residual stream's norm, and adds its keys and values to the cache.
     ///
     /// # Errors
     /// What the device's operations return.
-    pub fn forward(&self, cx: &mut LayerCx<'_>, norm: &Norm) -> Result<()> {
+    pub fn attend(&self, cx: &mut LayerCx<'_>, norm: &Norm) -> Result<()> {
         let (device, act) = (cx.device, &mut *cx.activations);
         device.norm_linear(&norm.of(&act.hidden), &mut act.normed, &self.qkv, &mut act.qkv)?;
         let heads = RotaryHeads {
@@ -65,6 +65,15 @@ impl Attention {
         device.append_rotated(cx.plan, &mut act.qkv, &heads, cx.kv)?;
         let queries = self.queries.view(&act.qkv)?;
         device.attention(cx.plan, queries, Kv::Paged(cx.kv), &mut act.heads, None)?;
+        Ok(())
+    }
+
+    /// Adds what the heads give to the residual stream.
+    ///
+    /// # Errors
+    /// What the device's operations return.
+    pub fn project(&self, cx: &mut LayerCx<'_>) -> Result<()> {
+        let (device, act) = (cx.device, &mut *cx.activations);
         device.linear_add(&self.out, &act.heads, &mut act.hidden)?;
         Ok(())
     }

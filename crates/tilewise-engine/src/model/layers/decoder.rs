@@ -35,12 +35,16 @@ impl DecoderLayer {
         })
     }
 
-    /// Runs the layer on the residual stream.
+    /// Runs the layer on the residual stream, which after attention has `rows` only, if they are said.
     ///
     /// # Errors
     /// What the device's operations return.
-    pub fn forward(&self, cx: &mut LayerCx<'_>) -> Result<()> {
-        self.attention.forward(cx, &self.attention_norm)?;
+    pub fn forward(&self, cx: &mut LayerCx<'_>, rows: Option<&[u32]>) -> Result<()> {
+        self.attention.attend(cx, &self.attention_norm)?;
+        if let Some(rows) = rows {
+            cx.activations.narrow(cx.device, rows)?;
+        }
+        self.attention.project(cx)?;
         self.feed_forward.forward(cx, &self.feed_forward_norm)
     }
 }
@@ -108,9 +112,13 @@ impl Model for Decoder {
         self.rope.reserve(device, positions)?;
         act.begin(device, cx.batch)?;
         device.embed(&self.embedding, cx.ids.unwrap_or(&act.ids), &mut act.hidden)?;
-        for (layer, kv) in self.layers.iter().zip(&mut cx.kv.layers) {
+        // Of the last layer, nobody but attention sees other rows. In a decode step there are none, and completions that
+        // begin ask for the same row each.
+        let asked = cx.batch.asked_rows().filter(|rows| rows.len() < act.hidden.rows());
+        for (index, (layer, kv)) in self.layers.iter().zip(&mut cx.kv.layers).enumerate() {
             let (plan, rope) = (&cx.plans[0], self.rope.table());
-            layer.forward(&mut LayerCx { device, plan, rope, kv, activations: &mut *act })?;
+            let rows = asked.filter(|_| index + 1 == self.layers.len());
+            layer.forward(&mut LayerCx { device, plan, rope, kv, activations: &mut *act }, rows)?;
         }
         Ok(())
     }
@@ -119,8 +127,8 @@ impl Model for Decoder {
         let act = &mut self.activations;
         act.begin_logits(rows.len())?;
         if !rows.is_empty() {
-            // In a decode step all rows are sampled, and stand in order already.
-            let last = if rows.iter().copied().eq(0..act.hidden.rows() as u32) {
+            let is_all = rows.iter().copied().eq(0..act.hidden.rows() as u32);
+            let last = if act.is_narrowed() || is_all {
                 &act.hidden
             } else {
                 device.gather_rows(&act.hidden, rows, &mut act.last)?;
