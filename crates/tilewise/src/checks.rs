@@ -289,6 +289,7 @@ pub(crate) fn silu_mul(gate_up: &Tensor, out: &Tensor) -> Result<()> {
 /// Checks rows to be gathered.
 pub(crate) fn gather_rows(x: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
     if out.row_len() != x.row_len()
+        || out.dtype() != x.dtype()
         || out.rows() != rows.len()
         || rows.iter().any(|&row| row as usize >= x.rows())
     {

@@ -211,7 +211,26 @@ pub(crate) fn ragged(tested: &Tested, spec: &Spec, sequences: &[Sequence]) -> Ve
     rows
 }
 
-/// The same over dense views `[batch, heads, tokens, dim]` of sequences of equal lengths.
+/// Rows of queries of a sequence without a key, which is beside one with keys.
+pub(crate) fn keyless(tested: &Tested, spec: &Spec, queries: usize) -> Vec<Row> {
+    let (device, Shape { qo_heads, head_dim, value_dim }) = (&*tested.device, spec.shape);
+    let other = Sequence::new(0, 5, 3, spec);
+    let ranges = [0..queries, 0..other.tokens];
+    let layout = Arc::new(BatchLayout::ragged(ends(&ranges), vec![0, other.tokens as u32]).unwrap());
+    let plan = device.plan_attention(&spec.params(), &layout, spec.kernel).unwrap();
+    let k = common::upload(device, &[other.tokens, 1, head_dim], &other.k, spec.precision);
+    let v = common::upload(device, &[other.tokens, 1, value_dim], &other.v, spec.precision);
+    let width = qo_heads * head_dim;
+    let q = Random::new(4).normals((queries + other.tokens) * width);
+    let q = common::upload(device, &[queries + other.tokens, width], &q, Precision::F32);
+    let q = TokenView::columns(&q, 0, qo_heads, head_dim).unwrap();
+    let kv = Kv::Contiguous { keys: TokenView::ragged(&k).unwrap(), values: TokenView::ragged(&v).unwrap() };
+    let mut rows = vec![Vec::new(); 2];
+    launch(device, &plan, q, kv, &ranges, &mut rows);
+    rows.remove(0)
+}
+
+/// [`ragged`] over dense views `[batch, heads, tokens, dim]` of sequences of equal lengths.
 pub(crate) fn dense(tested: &Tested, spec: &Spec, sequences: &[Sequence]) -> Vec<Vec<Row>> {
     let (device, Shape { qo_heads, head_dim, value_dim }) = (&*tested.device, spec.shape);
     let (batch, keys) = (sequences.len(), sequences[0].tokens);

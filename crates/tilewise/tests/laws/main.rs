@@ -19,8 +19,8 @@ use tilewise::backend::cpu::CpuDevice;
 
 use common::Tested;
 use launches::{
-    LONG, MASKS, ODD, Sequence, Spec, assert_rows, dense, everywhere, kernels, on, on_all, paged, ragged,
-    whole,
+    LONG, MASKS, ODD, Sequence, Spec, assert_rows, dense, everywhere, kernels, keyless, on, on_all, paged,
+    ragged, whole,
 };
 
 #[test]
@@ -98,6 +98,20 @@ fn prefill_and_decode_give_the_same_bits() {
                 assert_rows(&whole(tested, &Spec { kernel, ..*spec }, &sequences), &want, what);
             }
         });
+    });
+}
+
+#[test]
+fn queries_without_a_key_have_zeros_for_outputs() {
+    everywhere(|tested, spec, what| {
+        let outputs = spec.shape.qo_heads * spec.shape.value_dim;
+        let rows = keyless(tested, spec, 150);
+        assert_eq!(rows.len(), 150, "{what}");
+        for (query, row) in rows.iter().enumerate() {
+            let (out, lse) = row.split_at(outputs);
+            assert!(out.iter().all(|bits| f32::from_bits(*bits) == 0.0), "{what}: query {query}");
+            assert!(lse.iter().all(|bits| f32::from_bits(*bits) == f32::NEG_INFINITY), "{what}: {query}");
+        }
     });
 }
 

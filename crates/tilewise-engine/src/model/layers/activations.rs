@@ -44,8 +44,8 @@ pub struct Activations {
     pub last_normed: Tensor,
     /// Logits.
     pub logits: Tensor,
-    /// Whether `hidden` and `heads` have changed places with `last` and `last_heads`.
-    narrowed: bool,
+    /// The rows that `hidden` and `heads` have since they changed places with `last` and `last_heads`.
+    narrowed: Option<Vec<u32>>,
 }
 
 impl Activations {
@@ -72,7 +72,7 @@ impl Activations {
             last_heads: input(limits.max_logits_rows, q_width)?,
             last_normed: input(limits.max_logits_rows, config.hidden_size)?,
             logits: rows(config.vocab_size)?,
-            narrowed: false,
+            narrowed: None,
         })
     }
 
@@ -81,7 +81,7 @@ impl Activations {
     /// # Errors
     /// [`tilewise::Error::Shape`] if the batch is above the limits.
     pub fn begin(&mut self, device: &dyn Device, batch: &BatchPlan) -> Result<()> {
-        if self.narrowed {
+        if self.narrowed.take().is_some() {
             self.swap();
         }
         let tokens = batch.token_ids.len();
@@ -110,21 +110,21 @@ impl Activations {
         device.gather_rows(&self.hidden, rows, &mut self.last)?;
         device.gather_rows(&self.heads, rows, &mut self.last_heads)?;
         self.swap();
+        self.narrowed = Some(rows.to_vec());
         for tensor in [&mut self.normed, &mut self.gate_up, &mut self.inner] {
             tensor.set_rows(rows.len())?;
         }
         Ok(())
     }
 
-    /// Whether the residual stream has the rows that it was narrowed to.
-    pub fn is_narrowed(&self) -> bool {
-        self.narrowed
+    /// The rows of the batch that the residual stream was narrowed to.
+    pub fn narrowed(&self) -> Option<&[u32]> {
+        self.narrowed.as_deref()
     }
 
     fn swap(&mut self) {
         std::mem::swap(&mut self.hidden, &mut self.last);
         std::mem::swap(&mut self.heads, &mut self.last_heads);
-        self.narrowed = !self.narrowed;
     }
 
     /// Sets the rows of logits.

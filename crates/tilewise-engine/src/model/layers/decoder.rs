@@ -127,8 +127,15 @@ impl Model for Decoder {
         let act = &mut self.activations;
         act.begin_logits(rows.len())?;
         if !rows.is_empty() {
-            let is_all = rows.iter().copied().eq(0..act.hidden.rows() as u32);
-            let last = if act.is_narrowed() || is_all {
+            let is_all = match act.narrowed() {
+                None => rows.iter().copied().eq(0..act.hidden.rows() as u32),
+                Some(narrowed) if narrowed == rows => true,
+                Some(narrowed) => {
+                    let why = format!("rows {rows:?}, where the batch has gone on with {narrowed:?}");
+                    return Err(tilewise::Error::Shape { op: "logits", why }.into());
+                }
+            };
+            let last = if is_all {
                 &act.hidden
             } else {
                 device.gather_rows(&act.hidden, rows, &mut act.last)?;

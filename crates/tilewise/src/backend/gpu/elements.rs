@@ -78,7 +78,8 @@ impl Elements {
 
     /// What the threads of a subgroup have in common, from the places of each thread's elements in C and in A. `None` where
     /// that is not enough to compute with rows: a place of C is not the same element of A in all threads, elements share
-    /// a row in some threads only, or a row's elements are not spread over threads like those of any other row.
+    /// a row in some threads only, a row's elements are not spread over threads like those of any other row, or two
+    /// neighbours of a row are neither of one thread nor of two neighbouring ones.
     pub(super) fn of(places: &[Places], subgroup: usize, tile: usize) -> Option<Self> {
         let count = places.len() / subgroup;
         if !(4..=MOST).contains(&count) || places.len() != tile * tile {

@@ -387,9 +387,9 @@ macro_rules! tiled {
     ($way:literal) => {
         concat!(
             "enable f16;\nenable wgpu_cooperative_matrix;\n",
+            include_str!("linear_norm.wgsl"),
             include_str!($way),
-            include_str!("linear_tiles.wgsl"),
-            include_str!("linear_norm.wgsl")
+            include_str!("linear_tiles.wgsl")
         )
     };
 }

@@ -1,5 +1,24 @@
 #if NORM
-// What kernels share that norm whole rows: norm.wgsl's arithmetic from where 32 threads have added their chains.
+// What kernels share that norm whole rows: norm.wgsl's arithmetic, by 32 threads a row.
+
+// Squares of a row of vectors that begins at `source`, on to chains: a thread has four neighbouring ones and the four 128
+// further on. Elements are loaded together; those from `at` on are `value_0` to `value_7`.
+#block add_squares
+#for u in 0..8
+            let value_$u = x[source + min(at + ${u * 32}u, fours - 1u)];
+#end
+#for u in 0..8
+            {
+                // A chain that has ended adds zeros, which changes no bit.
+                let value = select(vec4<f32>(), value_$u, at + ${u * 32}u < fours);
+#if u % 2 == 0
+                near = fma(value, value, near);
+#else
+                far = fma(value, value, far);
+#end
+            }
+#end
+#end
 
 // The sum of 32 neighbours in the order of its tree.
 fn tree(at: u32) -> f32 {

@@ -126,23 +126,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var low = norm[min(2u * thread, fours - 2u)];
     var high = norm[min(2u * thread, fours - 2u) + 1u];
     for (var row = thread / 32u; row < args.rows; row += THREADS / 32u) {
+        let source = row * fours;
         var near = vec4<f32>();
         var far = vec4<f32>();
         for (var at = thread % 32u; at < fours; at += 256u) {
-#for u in 0..8
-            let value_$u = x[row * fours + min(at + ${u * 32}u, fours - 1u)];
-#end
-#for u in 0..8
-            {
-                // A chain that has ended adds zeros, which changes no bit.
-                let value = select(vec4<f32>(), value_$u, at + ${u * 32}u < fours);
-#if u % 2 == 0
-                near = fma(value, value, near);
-#else
-                far = fma(value, value, far);
-#end
-            }
-#end
+#use add_squares
         }
         let sum = near + far;
 #for c in 0..4

@@ -1,10 +1,6 @@
 // out = x / sqrt(mean(x^2) + eps) * weight, of rows of whole vectors (Zhang and Sennrich 2019): with the bits of norm.wgsl,
 // but ROWS rows a work group, each of 32 threads as in a product that norms its rows (linear_tiles.wgsl). With KEPT, a
 // row's 1024 elements at most are read once.
-#if F16
-enable f16;
-#end
-
 struct Args {
     rows: u32,
     inputs: u32,
@@ -35,20 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #else
     for (var at = thread % 32u; at < fours; at += 256u) {
 #end
-#for u in 0..8
-        let value_$u = x[source + min(at + ${u * 32}u, fours - 1u)];
-#end
-#for u in 0..8
-        {
-            // A chain that has ended adds zeros, which changes no bit.
-            let value = select(vec4<f32>(), value_$u, at + ${u * 32}u < fours);
-#if u % 2 == 0
-            near = fma(value, value, near);
-#else
-            far = fma(value, value, far);
-#end
-        }
-#end
+#use add_squares
 #if KEPT == 0
     }
 #end

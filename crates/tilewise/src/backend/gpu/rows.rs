@@ -126,7 +126,11 @@ const NORM_ROWS: usize = 8;
 
 /// Norms of rows of whole vectors, written as `to`; `kept` if a row is no longer than what its threads keep.
 fn norm_rows(to: &'static str, kept: bool) -> Specialisation {
-    const SOURCE: &str = concat!(include_str!("norm_rows.wgsl"), include_str!("linear_norm.wgsl"));
+    const SOURCE: &str = concat!(
+        "#if F16\nenable f16;\n#end\n",
+        include_str!("linear_norm.wgsl"),
+        include_str!("norm_rows.wgsl")
+    );
     let kernel = Specialisation::new("norm-rows", SOURCE).set("NORM", 1).set("ROWS", NORM_ROWS);
     kernel.set("KEPT", u32::from(kept)).set("OUT", to).set("F16", u32::from(to == "f16"))
 }

@@ -279,6 +279,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) gr
         place_tile[at] = vec4<f32>(4.0 * f32(at)) + vec4<f32>(0.0, 1.0, 2.0, 3.0);
     }
 #end
+#if R > 1
+    // An item without keys comes to no other barrier.
+    workgroupBarrier();
+#end
     let first = item.key_begin / KEYS * KEYS;
     let last_key = max(item.key_end, 1u) - 1u;
 #for i in 0..K_LOADS
