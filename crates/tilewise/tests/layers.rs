@@ -462,12 +462,21 @@ fn norms_and_products_agree(tested: &Tested, shape: (usize, usize), precision: P
 
 #[test]
 fn gathered_rows_are_exact() {
-    each_device(|Tested { name, device, .. }| {
+    each_device(|Tested { name, device, gpu, .. }| {
         let device = &**device;
         let x = Random::new(6).normals(9 * 7);
         let mut out = device.alloc(&[4, 7], DType::F32).unwrap();
         device.gather_rows(&f32s(device, &[9, 7], &x), &[8, 0, 3, 3], &mut out).unwrap();
         let want: Vec<f32> = [8, 0, 3, 3].iter().flat_map(|row: &usize| x[row * 7..][..7].to_vec()).collect();
         assert_eq!(bits(&device.download(&out).unwrap()), bits(&want), "{name}");
+        // What only products take is of f16 on some.
+        if *gpu {
+            let halves: Vec<half::f16> = x.iter().map(|&x| half::f16::from_f32(x)).collect();
+            let x = HostTensor::new(&[9, 7], DType::F16, bytemuck::cast_slice(&halves)).unwrap();
+            let mut out = device.alloc(&[4, 7], DType::F16).unwrap();
+            device.gather_rows(&device.upload(x).unwrap(), &[8, 0, 3, 3], &mut out).unwrap();
+            let want: Vec<f32> = want.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect();
+            assert_eq!(bits(&device.download(&out).unwrap()), bits(&want), "{name} f16");
+        }
     });
 }

@@ -76,7 +76,7 @@ impl Elements {
         self.weights.as_ref()
     }
 
-    /// What the threads of a subgroup have in common, from the places of each thread's elements in C and in A. `None` where
+    /// What the threads of a subgroup have in common, from the places of each thread's elements. `None` where
     /// that is not enough to compute with rows: a place of C is not the same element of A in all threads, elements share
     /// a row in some threads only, a row's elements are not spread over threads like those of any other row, or two
     /// neighbours of a row are neither of one thread nor of two neighbouring ones.

@@ -210,6 +210,7 @@ const NOWHERE = 0xffffffffu;
         let says = (lane & ${LANE_BITS}u) == 0u && split == 0u;
 #for r in 0..R
         {
+            // Where rows are goes through matrices as bits, which are never computed with.
             var places = Tile();
             var inverses = Tile();
 #if MERGES
