@@ -67,6 +67,9 @@ pub enum Error {
     /// A grammar that cannot be compiled: correct it.
     #[error("grammar: {0}")]
     Grammar(String),
+    /// A function that cannot be offered to the model: correct its name or its schema.
+    #[error("tools: {0}")]
+    Tools(String),
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] tilewise::Error),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod chat;
 mod config;
 mod engine;
 mod error;
@@ -23,7 +24,7 @@ pub mod worker;
 pub use config::{DraftLength, Drafter, EngineConfig, KvBudget, Preemption, Speculation};
 pub use engine::{Engine, EngineStats};
 pub use error::{Error, Result};
-pub use grammar::{CompiledGrammar, Grammar, GrammarCompiler};
+pub use grammar::{Call, CompiledGrammar, Grammar, GrammarCompiler};
 pub use request::{
     CachedTokens, Event, FinishReason, GenerateRequest, MAX_COMPLETIONS, RequestId, SamplingParams,
 };

@@ -10,21 +10,39 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::state::App;
 
-/// A request's JSON.
+/// A request's JSON of few fields. What is null counts as left out, whatever its name.
 pub(crate) struct Json<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        require_json(&request)?;
-        let bytes = read(request, app).await?;
-        parse(&bytes).map(Self)
+        let mut value = value(request, app).await?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        serde_path_to_error::deserialize(value).map(Self).map_err(|error| {
+            let path = error.path().to_string();
+            let path = if path == "." || path == "?" { String::new() } else { path };
+            field_error("", &path, &error.inner().to_string())
+        })
     }
+}
+
+/// The value that is a request's body.
+///
+/// # Errors
+/// 400, 408, 413 or 415 for a body that is no JSON or takes too much room or time.
+pub(crate) async fn value(request: Request, app: &App) -> Result<Value, ApiError> {
+    require_json(&request)?;
+    let bytes = read(request, app).await?;
+    // Deeper nesting than 128 is an error of the reader.
+    serde_json::from_slice(&bytes).map_err(|error| no_json(&error.to_string()))
 }
 
 /// A browser sends other types across sites without asking whether it may.
@@ -59,39 +77,24 @@ async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Reads JSON; an error names the field.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // Deeper nesting than 128 is an error of the reader.
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let message = error.inner().to_string();
-        if error.inner().is_data() {
-            field_error(&error.path().to_string(), &message)
-        } else {
-            no_json(&message)
-        }
-    })?;
-    reader.end().map_err(|error| no_json(&error.to_string()))?;
-    Ok(value)
-}
-
 fn no_json(message: &str) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {message}")).code("invalid_json")
 }
 
-/// The reader's message without the place in the text and without the list of all fields.
-fn field_error(path: &str, message: &str) -> ApiError {
+/// An error of the reader at `path` below `prefix`, without the place in the text and without the list of all fields.
+pub(crate) fn field_error(prefix: &str, path: &str, message: &str) -> ApiError {
     let message = message.split(" at line ").next().unwrap_or_default();
+    let full = format!("{prefix}{path}");
     if let Some(rest) = message.strip_prefix("unknown field `") {
         let name = rest.split('`').next().unwrap_or_default();
-        let path = if path == "." || path == "?" { name.to_owned() } else { path.to_owned() };
-        return ApiError::param(&path, format!("there is no field {name:?}")).code("unknown_field");
+        let full = if path.is_empty() { format!("{prefix}{name}") } else { full };
+        return ApiError::param(&full, format!("there is no field {name:?}")).code("unknown_field");
     }
     if let Some(name) = message.strip_prefix("missing field `").map(|rest| rest.trim_end_matches('`')) {
-        let path = if path == "." { name.to_owned() } else { format!("{path}.{name}") };
-        return ApiError::param(&path, format!("{path} is missing")).code("missing_field");
+        let full = if path.is_empty() { format!("{prefix}{name}") } else { format!("{full}.{name}") };
+        return ApiError::param(&full, format!("{full} is missing")).code("missing_field");
     }
-    ApiError::param(path, format!("{path}: {message}"))
+    ApiError::param(&full, format!("{full}: {message}"))
 }
 
 /// An answer as JSON.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::sites::ANY;
 use crate::{ServerError, trace};
 
 /// What a server takes and how long it waits. Start from `Limits::default()`.
@@ -56,6 +57,15 @@ pub struct ServerConfig {
     pub tool_call_parser: Option<String>,
     /// The form of reasoning, by the name that the router has for it, likewise.
     pub reasoning_parser: Option<String>,
+    /// Whether the sampling parameters of the model's `generation_config.json` are the defaults of requests; OpenAI's are
+    /// otherwise.
+    pub model_defaults: bool,
+    /// Variables of the chat template, such as `enable_thinking`, that requests may set otherwise.
+    pub chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Whether a request is refused that asks for more tokens than fit behind its prompt; it ends by length otherwise.
+    pub strict_max_tokens: bool,
+    /// Origins of pages that may ask from a browser, such as `http://localhost:3000`, besides the server's own.
+    pub allowed_origins: Vec<String>,
     /// Sequences that the engine runs together, as it is told to those who balance load.
     pub max_running: usize,
     /// The collector that traces are sent to, by OTLP over HTTP in JSON, such as `http://127.0.0.1:4318`.
@@ -74,6 +84,10 @@ impl ServerConfig {
             served_model_name: served_model_name.into(),
             tool_call_parser: None,
             reasoning_parser: None,
+            model_defaults: true,
+            chat_template_kwargs: serde_json::Map::new(),
+            strict_max_tokens: false,
+            allowed_origins: Vec::new(),
             max_running: 64,
             otlp_endpoint: None,
             limits: Limits::default(),
@@ -99,6 +113,14 @@ impl ServerConfig {
         if self.served_model_name.is_empty() {
             return refuse("the served model's name must not be empty");
         }
+        if let Some(origin) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            return refuse(&format!("an origin is written as http://HOST:PORT, got {origin:?}"));
+        }
+        if self.allowed_origins.iter().any(|origin| origin == ANY) && self.api_key.is_none() {
+            return refuse(
+                "the pages of all sites may ask only where an API key is needed: name the origins, or set a key",
+            );
+        }
         let Limits { connections, completions, body_bytes, .. } = self.limits;
         if connections == 0 || completions == 0 || body_bytes == 0 {
             return refuse("a limit of connections, completions or bytes must be at least 1");
@@ -106,4 +128,11 @@ impl ServerConfig {
         self.otlp_endpoint.as_deref().map(trace::endpoint).transpose()?;
         Ok(())
     }
+}
+
+/// Whether a browser could send this as the origin of a page.
+fn is_origin(text: &str) -> bool {
+    let is_plain = text.bytes().all(|b| b.is_ascii_graphic());
+    is_plain
+        && (text == ANY || text == "null" || text.split_once("://").is_some_and(|(_, host)| !host.is_empty()))
 }

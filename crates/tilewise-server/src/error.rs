@@ -1,9 +1,12 @@
 //! What goes wrong, as the server's owner and as its clients see it.
 
+use std::sync::Arc;
+
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
+use serde_json::{Value, json};
 use tilewise_engine::Error;
 use utoipa::ToSchema;
 
@@ -50,8 +53,62 @@ pub(crate) struct ErrorObject {
     code: Option<&'static str>,
 }
 
+/// The protocol in whose form errors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// OpenAI's, and that of all endpoints without one.
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
+    /// Ollama's.
+    Ollama,
+}
+
+impl Dialect {
+    /// That of a path.
+    pub(crate) fn of(path: &str) -> Self {
+        if path.starts_with("/v1/messages") {
+            Self::Anthropic
+        } else if path.starts_with("/api/") {
+            Self::Ollama
+        } else {
+            Self::OpenAi
+        }
+    }
+
+    /// Rewrites an answer that is an error.
+    pub(crate) fn errors_of(self, response: Response) -> Response {
+        let error = response.extensions().get::<Arc<ApiError>>().cloned();
+        match error.filter(|_| self != Self::OpenAi) {
+            None => response,
+            Some(error) => {
+                let (mut head, _) = response.into_parts();
+                head.headers.remove(hyper::header::CONTENT_LENGTH);
+                Response::from_parts(head, self.error(&error).to_string().into())
+            }
+        }
+    }
+
+    /// An error as an object.
+    pub(crate) fn error(self, error: &ApiError) -> Value {
+        match self {
+            Self::OpenAi => json!(error.body()),
+            Self::Anthropic => {
+                let kind = match error.status {
+                    StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+                    StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+                    status if status.is_server_error() => "api_error",
+                    _ => error.kind(),
+                };
+                json!({ "type": "error", "error": { "type": kind, "message": error.message } })
+            }
+            Self::Ollama => json!({ "error": error.message }),
+        }
+    }
+}
+
 /// An answer that is an error.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     status: StatusCode,
     code: Option<&'static str>,
@@ -76,6 +133,14 @@ impl ApiError {
     /// 400 for a field that is meaningful but has no meaning here.
     pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self { code: Some("unsupported_value"), ..Self::param(param, message) }
+    }
+
+    /// 400 for a prompt that does not fit. Clients know the first words by heart.
+    pub(crate) fn too_long(most: usize, why: &str, field: &str) -> Self {
+        let message = format!(
+            "This model's maximum context length is {most} tokens. However, {why}. Please reduce the length of the {field}."
+        );
+        Self::param(field, message).code("context_length_exceeded")
     }
 
     /// 429: too much to do.
@@ -118,7 +183,10 @@ impl ApiError {
             Error::Value { name, .. } => {
                 Self::param(if *name == "token id" { prompt } else { name }, message)
             }
-            Error::TooLong { .. } => Self::param(prompt, message).code("context_length_exceeded"),
+            Error::TooLong { needed, available, .. } => {
+                Self::too_long(*available, &format!("your request needs {needed} tokens"), prompt)
+            }
+            Error::Tools(_) => Self::param("tools", message),
             Error::Grammar(_) => Self::param("response_format", message).code("invalid_grammar"),
             Error::Template(_) | Error::Tokenizer(_) => Self::param(prompt, message),
             Error::Unsupported { what, .. } => Self::unsupported(what, message),
@@ -127,17 +195,20 @@ impl ApiError {
         }
     }
 
-    pub(crate) fn body(&self) -> ErrorBody {
-        let kind = match self.status {
+    fn kind(&self) -> &'static str {
+        match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
-        };
+        }
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
         let (message, param) = (self.message.clone(), self.param.clone());
-        ErrorBody { error: ErrorObject { message, kind, param, code: self.code } }
+        ErrorBody { error: ErrorObject { message, kind: self.kind(), param, code: self.code } }
     }
 }
 
@@ -162,6 +233,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(hyper::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // Other protocols write it in their own way.
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
 }

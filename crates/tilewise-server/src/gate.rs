@@ -7,15 +7,17 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use subtle::ConstantTimeEq;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Dialect};
+use crate::sites;
 use crate::state::App;
 use crate::trace::{RequestSpan, Span, SpanKind, SpanUsage, Spanned, TraceContext};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Characters of a request's name that a client may choose.
 const NAME_LENGTH: usize = 128;
@@ -54,10 +56,14 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     let (trace, parent) = trace(&app, request.headers());
     let usage = Arc::<SpanUsage>::default();
     let current = Current { name: name.clone(), trace: trace.clone(), usage: usage.clone() };
-    let admitted = check_site(&app, request.headers()).and_then(|()| check_key(&app, &request));
-    let mut response = match admitted {
-        Ok(()) => CURRENT.scope(current, next.run(request)).await,
-        Err(error) => error.into_response(),
+    let origin = sites::allowed_origin(&app.config, request.headers());
+    let dialect = Dialect::of(request.uri().path());
+    let mut response = match sites::preflight(&app.config, &method, request.headers()) {
+        Some(response) => response,
+        None => match admit(&app, &request) {
+            Ok(()) => dialect.errors_of(CURRENT.scope(current, next.run(request)).await),
+            Err(error) => dialect.errors_of(error.into_response()),
+        },
     };
     let status = response.status().as_u16();
     app.metrics.answer(&route, status);
@@ -85,7 +91,15 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     if let Ok(name) = HeaderValue::from_str(&name) {
         response.headers_mut().insert(REQUEST_ID, name);
     }
+    if let Some(origin) = origin {
+        sites::allow(origin, &mut response);
+    }
     response
+}
+
+/// Whether a request comes in.
+fn admit(app: &App, request: &Request) -> Result<(), ApiError> {
+    sites::check(&app.config, request.headers()).and_then(|()| check_key(app, request))
 }
 
 /// The span of a request, where it is recorded, and its parent's.
@@ -110,40 +124,18 @@ fn chosen_name(headers: &HeaderMap) -> Option<String> {
     is_plain.then(|| name.to_owned())
 }
 
-/// Refuses what a page of another site has a browser send. Without a key, that includes names that such a site has made
-/// point here.
-fn check_site(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let forbidden = |why: &str| Err(ApiError::new(StatusCode::FORBIDDEN, why).code("forbidden"));
-    if let Some(origin) = headers.get(ORIGIN) {
-        let origin = origin.to_str().unwrap_or_default();
-        let site = origin.split_once("://").map_or(origin, |(_, site)| site);
-        if !site.eq_ignore_ascii_case(host) {
-            return forbidden("requests from the pages of other sites are not served");
-        }
-    }
-    let is_guarded = app.config.api_key.is_some() || app.config.insecure;
-    if is_guarded || host.is_empty() || is_this_machine(host) {
-        return Ok(());
-    }
-    forbidden("without an API key, this machine is served by its address or as localhost alone")
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
-    let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || address.parse::<std::net::IpAddr>().is_ok()
-}
-
 fn check_key(app: &App, request: &Request) -> Result<(), ApiError> {
     let Some(key) = &app.config.api_key else { return Ok(()) };
     if [Method::GET, Method::HEAD].contains(request.method()) && OPEN.contains(&request.uri().path()) {
         return Ok(());
     }
-    let given =
-        request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let given = given.strip_prefix("Bearer ").unwrap_or_default();
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    // A scheme has no case; Anthropic's clients have a header of their own.
+    let bearer = header(AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    let given = bearer.or_else(|| header(API_KEY)).unwrap_or_default();
     // The time that this takes depends on the length of the key alone.
     if bool::from(key.as_bytes().ct_eq(given.as_bytes())) {
         return Ok(());

@@ -35,6 +35,8 @@ pub(crate) struct Token {
     pub(crate) id: u32,
     pub(crate) logprob: Option<f32>,
     pub(crate) top_logprobs: Vec<(u32, f32)>,
+    /// Whether it ends the text and is no part of it.
+    pub(crate) is_end: bool,
 }
 
 /// Why a completion is over.
@@ -46,6 +48,8 @@ pub(crate) enum End {
     Token(u32),
     /// Its grammar is complete.
     Grammar,
+    /// Nothing that could follow counts.
+    Enough,
     /// It has as many tokens as it may have.
     Length,
     /// Somebody asked for it to be aborted.
@@ -56,7 +60,7 @@ impl End {
     /// `stop`, `length` or `abort`.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::String(_) | Self::Token(_) | Self::Grammar => "stop",
+            Self::String(_) | Self::Token(_) | Self::Grammar | Self::Enough => "stop",
             Self::Length => "length",
             Self::Aborted => "abort",
         }
@@ -67,7 +71,7 @@ impl End {
         match self {
             Self::String(string) => Some(Matched::String(string.clone())),
             Self::Token(id) => Some(Matched::Token(*id)),
-            Self::Grammar | Self::Length | Self::Aborted => None,
+            Self::Grammar | Self::Enough | Self::Length | Self::Aborted => None,
         }
     }
 }
@@ -85,8 +89,8 @@ pub(crate) enum Matched {
 /// The text of a completion.
 struct Completion {
     text: TextStream,
-    /// The stop string that was found: what comes until the engine has ended it is not told.
-    stopped: Option<String>,
+    /// Why it was ended here: what comes until the engine has ended it is not told.
+    stopped: Option<End>,
     last: Option<Instant>,
 }
 
@@ -226,6 +230,16 @@ impl Generation {
         }
     }
 
+    /// Ends a completion that has said enough.
+    pub(crate) fn finish(&mut self, index: usize) {
+        if let Some(Some(completion)) = self.completions.get_mut(index)
+            && completion.stopped.is_none()
+        {
+            completion.stopped = Some(End::Enough);
+            self.updates.finish(index);
+        }
+    }
+
     /// Ends all completions.
     fn abort(&mut self) {
         self.updates.abort();
@@ -252,7 +266,8 @@ impl Generation {
     fn take(&mut self, update: Update) -> Result<(), ApiError> {
         match update {
             Update::Event(Event::Token { index, id, logprob, top_logprobs, .. }) => {
-                self.token(index, Token { id, logprob, top_logprobs })
+                let is_end = self.stop_ids.contains(&id);
+                self.token(index, Token { id, logprob, top_logprobs, is_end })
             }
             Update::Event(Event::Finished { index, reason, cached_from, .. }) => {
                 if cached_from.total() > self.cached.total() {
@@ -277,8 +292,7 @@ impl Generation {
         self.completion_tokens += 1;
         self.first_token.get_or_insert_with(|| self.started.elapsed());
         self.app.metrics.token(self.started, completion.last.replace(Instant::now()));
-        // A token that ends the text is no part of it.
-        let piece = match self.stop_ids.contains(&token.id) {
+        let piece = match token.is_end {
             true => Piece { text: String::new(), stop: None },
             false => completion
                 .text
@@ -286,7 +300,7 @@ impl Generation {
                 .map_err(|error| unreadable(&error))?,
         };
         if let Some(stop) = piece.stop {
-            completion.stopped = Some(stop);
+            completion.stopped = Some(End::String(stop));
             self.updates.finish(index);
         }
         self.news.push_back(News::Token { index, text: piece.text, token });
@@ -309,11 +323,13 @@ impl Generation {
             _ => return Err(ApiError::internal("generation ended early")),
         };
         let (text, end) = match completion.stopped {
-            Some(stop) => (String::new(), End::String(stop)),
+            Some(end) => (String::new(), end),
             None => {
-                let rest =
-                    completion.text.finish(&self.app.model.tokenizer).map_err(|error| unreadable(&error))?;
-                (rest.text, rest.stop.map_or(end, End::String))
+                let rest = completion.text.finish(&self.app.model.tokenizer);
+                let rest = rest.map_err(|error| unreadable(&error))?;
+                // A character that was cut off is none.
+                let text = rest.text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+                (text, rest.stop.map_or(end, End::String))
             }
         };
         self.news.push_back(News::End { index, text, end });

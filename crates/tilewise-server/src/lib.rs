@@ -20,7 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
-mod calls;
+mod chats;
 mod config;
 mod connection;
 mod error;
@@ -28,13 +28,14 @@ mod fields;
 mod gate;
 mod generation;
 mod grammars;
-mod json;
+mod messages;
 mod metrics;
-mod parsers;
 mod prompt;
+mod request;
 mod routes;
 mod sampling;
 mod server;
+mod sites;
 mod sse;
 mod state;
 mod tools;

@@ -11,7 +11,7 @@ pub(crate) const MAX_PROMPTS: usize = 128;
 
 /// What is continued: a text, tokens, or several of either.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text, token ids, or a list of either")]
 pub(crate) enum Prompt {
     /// A text.
     Text(String),
@@ -82,9 +82,7 @@ pub(crate) fn check_length(app: &App, text: &str, field: &str) -> Result<(), Api
     if least <= most {
         return Ok(());
     }
-    let message =
-        format!("the text has more than {least} tokens, and the model's context or the cache {most}");
-    Err(ApiError::param(field, message).code("context_length_exceeded"))
+    Err(ApiError::too_long(most, &format!("your text has more than {least} tokens"), field))
 }
 
 /// The token ids of a text.

@@ -43,17 +43,30 @@ pub(crate) trait Events: Send + 'static {
 /// An answer of these events, with comments where there would be silence for too long.
 pub(crate) fn respond(app: &Arc<App>, events: impl Events) -> Response {
     let silence = app.config.limits.keep_alive;
-    let events = futures_util::stream::unfold(events, async |mut events| {
-        let event = events.next().await?;
-        Some((event, events))
-    });
-    let bytes = futures_util::stream::unfold(Box::pin(events.fuse()), move |mut events| async move {
+    let bytes = futures_util::stream::unfold(Box::pin(stream(events).fuse()), move |mut events| async move {
         let bytes = next_bytes(&mut events, silence).await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), events))
     });
-    let mut response = Response::new(Body::from_stream(bytes));
+    streamed(Body::from_stream(bytes), "text/event-stream")
+}
+
+/// An answer of lines, each an object; they have no comments.
+pub(crate) fn respond_lines(events: impl Events) -> Response {
+    let bytes = stream(events).map(|line| Ok::<_, std::convert::Infallible>(Bytes::from(line)));
+    streamed(Body::from_stream(bytes), "application/x-ndjson")
+}
+
+fn stream(events: impl Events) -> impl Stream<Item = String> + Send {
+    futures_util::stream::unfold(events, async |mut events| {
+        let event = events.next().await?;
+        Some((event, events))
+    })
+}
+
+fn streamed(body: Body, kind: &'static str) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies would collect a stream before they pass it on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));

@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
 use tilewise_engine::GrammarCompiler;
-use tilewise_engine::model::{ModelConfig, ModelSource};
+use tilewise_engine::chat::ChatFormat;
+use tilewise_engine::model::{ModelConfig, ModelSource, SamplingDefaults};
 use tilewise_engine::tokenizer::Tokenizer;
 use tilewise_engine::worker::{WorkerHandle, WorkerState};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -16,7 +17,6 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::parsers::Parsers;
 use crate::trace::Tracer;
 
 /// What routers write where a client named no model.
@@ -31,17 +31,25 @@ pub(crate) struct ServedModel {
     token_bytes: Vec<Vec<u8>>,
     /// Bytes of the longest of them.
     pub(crate) longest_token: usize,
-    pub(crate) parsers: Parsers,
+    /// How it writes calls and reasoning.
+    pub(crate) format: ChatFormat,
+    /// Its own sampling parameters, where they count.
+    pub(crate) defaults: SamplingDefaults,
 }
 
 impl ServedModel {
     pub(crate) fn open(source: &ModelSource, config: &ServerConfig) -> Result<Self, crate::ServerError> {
         let tokenizer = source.tokenizer()?;
         let token_bytes = tokenizer.token_bytes()?;
-        let parsers = Parsers::choose(tokenizer.chat_template().ok(), config)?;
+        let (calls, reasoning) = (config.tool_call_parser.as_deref(), config.reasoning_parser.as_deref());
+        let format = ChatFormat::choose(tokenizer.chat_template().ok(), calls, reasoning)
+            .map_err(|error| crate::ServerError::Config(error.to_string()))?;
         let longest_token = token_bytes.iter().map(Vec::len).max().unwrap_or(1).max(1);
         let grammars = GrammarCompiler::new(source);
-        Ok(Self { config: source.config()?, tokenizer, grammars, token_bytes, longest_token, parsers })
+        let model = source.config()?;
+        let defaults =
+            if config.model_defaults { model.sampling_defaults } else { SamplingDefaults::default() };
+        Ok(Self { config: model, tokenizer, grammars, token_bytes, longest_token, format, defaults })
     }
 
     /// A token by itself, with what is no character replaced.

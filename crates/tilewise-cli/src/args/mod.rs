@@ -65,6 +65,15 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
     CommandLine::try_parse_from(args).map(|line| line.command)
 }
 
+/// Whose sampling parameters count where nobody says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SamplingDefaults {
+    /// Those of the model's generation_config.json
+    Model,
+    /// None
+    None,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 
 use super::EngineArgs;
-use super::values::bytes;
+use super::SamplingDefaults;
+use super::values::{JsonObject, address, bytes, json_object};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -17,8 +18,8 @@ pub(crate) enum LogFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    /// Address to listen on; localhost is 127.0.0.1
+    #[arg(long, default_value = "127.0.0.1", value_parser = address, value_name = "IP")]
     pub(crate) host: IpAddr,
     /// Port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000, value_name = "N")]
@@ -38,6 +39,19 @@ pub(crate) struct ServeArgs {
     /// How reasoning is written, by the router's name for it, likewise
     #[arg(long, value_name = "NAME")]
     pub(crate) reasoning_parser: Option<String>,
+    /// Whose sampling parameters count where a request says nothing: the model's, from its generation_config.json, or
+    /// OpenAI's
+    #[arg(long, value_enum, default_value = "model")]
+    pub(crate) sampling_defaults: SamplingDefaults,
+    /// Variables of the chat template, such as {"enable_thinking": false}; a request's own come first
+    #[arg(long, value_parser = json_object, value_name = "JSON")]
+    pub(crate) chat_template_kwargs: Option<JsonObject>,
+    /// Refuse requests for more tokens than fit behind their prompt, instead of ending them by length
+    #[arg(long)]
+    pub(crate) strict_max_tokens: bool,
+    /// Let pages of this origin ask from a browser, such as http://localhost:3000; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) allow_origin: Vec<String>,
     /// Completions that wait or run at once; a request beyond them is answered with 429
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub(crate) max_requests: usize,

@@ -47,3 +47,20 @@ pub(super) fn slowdown(text: &str) -> Result<Slowdown, String> {
         _ => Err(format!("{text:?} is no number above 1, and not off")),
     }
 }
+
+/// An object of variables.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JsonObject(pub(crate) serde_json::Map<String, serde_json::Value>);
+
+/// Reads a JSON object.
+pub(crate) fn json_object(text: &str) -> Result<JsonObject, String> {
+    serde_json::from_str(text).map(JsonObject).map_err(|error| format!("must be a JSON object: {error}"))
+}
+
+/// Reads an address of this machine; `localhost` is the one of the loopback interface.
+pub(crate) fn address(text: &str) -> Result<std::net::IpAddr, String> {
+    match text {
+        "localhost" => Ok(std::net::Ipv4Addr::LOCALHOST.into()),
+        other => other.parse().map_err(|_| "must be an IP address, such as 127.0.0.1 or 0.0.0.0".to_owned()),
+    }
+}

@@ -9,7 +9,7 @@ use tilewise_engine::model::ModelSource;
 use tilewise_engine::worker::Worker;
 use tilewise_server::{Limits, Server, ServerConfig};
 
-use crate::args::{LogFormat, ServeArgs};
+use crate::args::{LogFormat, SamplingDefaults, ServeArgs};
 use crate::error::CliError;
 use crate::model;
 use crate::progress::LoadingBar;
@@ -101,6 +101,11 @@ fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) ->
     config.insecure = args.insecure;
     config.tool_call_parser.clone_from(&args.tool_call_parser);
     config.reasoning_parser.clone_from(&args.reasoning_parser);
+    config.model_defaults = args.sampling_defaults == SamplingDefaults::Model;
+    config.chat_template_kwargs =
+        args.chat_template_kwargs.clone().map(|object| object.0).unwrap_or_default();
+    config.strict_max_tokens = args.strict_max_tokens;
+    config.allowed_origins.clone_from(&args.allow_origin);
     config.otlp_endpoint.clone_from(&args.otlp_endpoint);
     config.max_running = args.engine.max_running;
     config.limits = Limits {

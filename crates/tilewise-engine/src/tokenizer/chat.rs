@@ -95,6 +95,13 @@ impl ChatTemplate {
         template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
     }
 
+    /// The template itself.
+    pub fn source(&self) -> String {
+        self.environment
+            .get_template(NAME)
+            .map_or_else(|_| String::new(), |template| template.source().to_owned())
+    }
+
     /// Whether these words stand in the template, such as a tag that the model writes.
     pub fn mentions(&self, words: &str) -> bool {
         self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(words))

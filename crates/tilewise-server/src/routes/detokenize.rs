@@ -10,18 +10,18 @@ use utoipa::ToSchema;
 use super::generate::TokenIds;
 use crate::body::{Json, json};
 use crate::error::ApiError;
-use crate::fields::{On, OneOrMany};
+use crate::fields::OneOrMany;
 use crate::state::{App, blocking};
 
 /// What is turned into text.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "some fields are only taken, so that others can send them")]
 pub(crate) struct DetokenizeRequest {
     model: Option<String>,
     /// Token ids, or several lists of them.
     tokens: TokenIds,
-    skip_special_tokens: Option<On>,
+    /// They are always skipped.
+    skip_special_tokens: Option<bool>,
 }
 
 /// The text.
@@ -41,6 +41,10 @@ pub(crate) async fn detokenize(
     Json(request): Json<DetokenizeRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(request.model.as_deref())?;
+    if request.skip_special_tokens == Some(false) {
+        let message = "skip_special_tokens is supported as true alone";
+        return Err(ApiError::unsupported("skip_special_tokens", message));
+    }
     blocking(move || {
         let vocab_size = app.model.config.vocab_size;
         let text = |ids: &Vec<u32>| match ids.iter().find(|&&id| id as usize >= vocab_size) {

@@ -9,9 +9,11 @@ mod flush_cache;
 mod generate;
 mod health;
 mod loads;
+mod messages;
 mod metrics;
 mod model_info;
 mod models;
+mod ollama;
 mod openapi;
 mod page;
 mod responses;
@@ -40,9 +42,19 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::openapi))
         .route("/v1/models", get(models::models))
+        .route("/v1/models/", get(models::models))
+        .route("/v1/models/{*model}", get(models::model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/responses", post(responses::responses))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/generate", post(generate::generate))
         .route("/model_info", get(model_info::model_info))

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::body::json;
+use crate::error::ApiError;
 use crate::state::App;
 
 /// The models.
@@ -39,14 +40,30 @@ pub(crate) struct ModelCard {
 /// The models.
 #[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, body = ModelList)))]
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Response {
+    json(&ModelList { object: "list", data: vec![card(&app)] })
+}
+
+/// The model of a name.
+#[utoipa::path(
+    get, path = "/v1/models/{model}", tag = "openai", params(("model" = String, Path, description = "Its name")),
+    responses((status = 200, body = ModelCard))
+)]
+pub(crate) async fn model(
+    State(app): State<Arc<App>>,
+    Path(model): Path<String>,
+) -> Result<Response, ApiError> {
+    app.check_model(Some(model.trim_end_matches('/')))?;
+    Ok(json(&card(&app)))
+}
+
+fn card(app: &App) -> ModelCard {
     let id = app.config.served_model_name.clone();
-    let card = ModelCard {
+    ModelCard {
         root: id.clone(),
         id,
         object: "model",
         created: app.created,
         owned_by: "sglang",
         max_model_len: app.model.config.max_positions,
-    };
-    json(&ModelList { object: "list", data: vec![card] })
+    }
 }

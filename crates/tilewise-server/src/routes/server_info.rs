@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
+use tilewise_engine::chat::SYNTAX;
 use utoipa::ToSchema;
 
 use crate::body::json;
-use crate::calls;
 use crate::state::App;
 
 /// What the server is.
@@ -40,7 +40,7 @@ pub(crate) async fn server_info(State(app): State<Arc<App>>) -> Response {
         context_length: app.model.config.max_positions,
         max_total_num_tokens: app.worker.snapshot().stats.total_tokens,
         max_running_requests: app.config.max_running,
-        tool_call_parser: app.model.parsers.reads_calls.then_some(calls::SYNTAX),
-        reasoning_parser: app.model.parsers.reasoning.clone(),
+        tool_call_parser: app.model.format.reads_calls.then_some(SYNTAX),
+        reasoning_parser: app.model.format.reasoning.map(|tags| tags.name.to_owned()),
     })
 }

@@ -191,7 +191,7 @@ fn a_prompt_of_one_token_more_than_the_context_is_refused() {
 #[test]
 fn numbers_out_of_range_are_refused() {
     for tokens in
-        ["0", "-1", "9223372036854775808", "1e3", "1.5", "18446744073709551616", "1e999", "\"4\"", "true"]
+        ["0", "-2", "9223372036854775808", "1e30", "1.5", "18446744073709551616", "1e999", "\"4\"", "true"]
     {
         let body = format!("{{\"prompt\":\"x\",\"max_tokens\":{tokens}}}");
         let answer = server().send("POST", PATH, &[JSON], body.as_bytes()).whole();

@@ -29,6 +29,11 @@ pub(crate) struct Folder {
 
 /// The demo model with another chat template.
 pub(crate) fn folder(template: &str) -> Folder {
+    folder_with(&[("chat_template.jinja", template)])
+}
+
+/// The demo model with other files.
+pub(crate) fn folder_with(files: &[(&str, &str)]) -> Folder {
     let folder = tempfile::tempdir().unwrap();
     let demo = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     for file in [
@@ -40,7 +45,9 @@ pub(crate) fn folder(template: &str) -> Folder {
     ] {
         std::fs::copy(demo.join(file), folder.path().join(file)).unwrap();
     }
-    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
     Folder { source: ModelSource::Folder(folder.path().to_owned()), _folder: folder }
 }
 

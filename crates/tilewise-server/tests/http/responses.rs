@@ -59,7 +59,15 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
     for (fields, param) in [
         (json!({ "previous_response_id": "resp_1" }), "previous_response_id"),
         (json!({ "background": true }), "background"),
-        (json!({ "tools": [{ "type": "web_search" }] }), "tools[0]"),
+        (json!({ "tools": [{ "name": "f" }] }), "tools"),
+        (json!({ "tools": [{ "type": "function", "name": "a b" }] }), "tools"),
+        (json!({ "top_logprobs": 2 }), "top_logprobs"),
+        (json!({ "input": [{ "role": "wizard", "content": "x" }] }), "input[0].role"),
+        (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input[0].type"),
+        (
+            json!({ "input": [{ "role": "user", "content": [{ "type": "input_image" }] }] }),
+            "input[0].content",
+        ),
         (json!({ "input": [] }), "input"),
         (json!({ "truncation": "auto" }), "truncation"),
         (json!({ "max_output_tokens": 0 }), "max_output_tokens"),
@@ -76,4 +84,47 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
     });
     asked.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
     assert_eq!(server().ask(PATH, &asked)["store"], false);
+}
+
+fn tool() -> Value {
+    json!({
+        "type": "function", "name": "f", "strict": true,
+        "parameters": { "type": "object", "properties": { "a": { "enum": [1] } }, "required": ["a"], "additionalProperties": false },
+    })
+}
+
+#[test]
+fn a_function_is_called_and_its_output_comes_back() {
+    let mut asked = body();
+    asked["max_output_tokens"] = json!(90);
+    asked["tools"] = json!([tool(), { "type": "web_search" }]);
+    asked["tool_choice"] = json!("required");
+    let answer = server().post(PATH, &asked);
+    assert_eq!(answer.header("x-ignored-fields"), Some("tools[1] (web_search)"));
+    let whole = answer.json();
+    assert_eq!((&whole["status"], &whole["tools"]), (&json!("completed"), &json!([tool()])), "{whole}");
+    let call = whole["output"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(
+        (&call["type"], &call["name"], &call["arguments"]),
+        (&json!("function_call"), &json!("f"), &json!("{\"a\": 1}"))
+    );
+    let events: Vec<Value> =
+        server().stream(PATH, &asked).iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
+    let arguments: String = of("response.function_call_arguments.delta")
+        .iter()
+        .map(|event| event["delta"].as_str().unwrap())
+        .collect();
+    assert_eq!(json!(arguments), call["arguments"]);
+    assert_eq!(of("response.function_call_arguments.done")[0]["arguments"], call["arguments"]);
+    // All that came goes back, as SDKs write it, with the output of the call.
+    let mut next = body();
+    let output = json!({ "type": "function_call_output", "call_id": call["call_id"], "output": "3" });
+    let reasoning = json!({ "type": "reasoning", "id": "rs_1", "summary": [], "content": [{ "type": "reasoning_text", "text": "hm" }] });
+    let old = json!({ "type": "message", "role": "assistant", "status": "completed", "id": "msg_1", "phase": null,
+        "content": [{ "type": "output_text", "text": "x", "annotations": [], "logprobs": null }] });
+    next["input"] = json!([{ "role": "user", "content": "x" }, old, { "role": "user", "content": "y" }, reasoning, call, output]);
+    next["tools"] = json!([tool()]);
+    assert_eq!(server().ask(PATH, &next)["output"][0]["type"], "message");
+    server().wait_idle();
 }

@@ -1,6 +1,6 @@
 //! What `/v1/completions` answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 use tilewise_engine::Logprobs;
@@ -34,14 +34,15 @@ pub(crate) struct CompletionChoice {
     pub(crate) matched_stop: Option<Matched>,
 }
 
-/// How probable the tokens were.
+/// How probable the tokens of the text were. A token that is a part of a character is written as `bytes:\\xf0\\x9f`.
 #[derive(Debug, Default, Clone, Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
     pub(crate) tokens: Vec<String>,
     /// Null for the first token of a prompt.
     pub(crate) token_logprobs: Vec<Option<f32>>,
+    /// The most probable tokens in each place, the one that stands there among them.
     pub(crate) top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
-    /// Where each token begins, in bytes of the answer.
+    /// Where each token begins, in characters of the answer.
     pub(crate) text_offset: Vec<usize>,
 }
 
@@ -49,44 +50,14 @@ pub(crate) struct CompletionLogprobs {
 pub(crate) const LEAST: f32 = -9999.0;
 
 impl CompletionLogprobs {
-    /// Adds a token of the answer or of the prompt.
-    pub(crate) fn push(
-        &mut self,
-        app: &App,
-        id: u32,
-        logprob: Option<f32>,
-        top: &[(u32, f32)],
-        offset: &mut usize,
-    ) {
-        let text = app.model.token_text(id);
-        let top = top.iter().map(|&(id, logprob)| (app.model.token_text(id), logprob.max(LEAST))).collect();
-        self.text_offset.push(*offset);
-        *offset += text.len();
+    fn push(&mut self, app: &App, id: u32, logprob: Option<f32>, top: &[(u32, f32)], offset: usize) {
+        let text = token_name(app, id);
+        let all = top.iter().copied().chain(logprob.map(|logprob| (id, logprob)));
+        let top = all.map(|(id, logprob)| (token_name(app, id), logprob.max(LEAST))).collect();
+        self.text_offset.push(offset);
         self.tokens.push(text);
         self.token_logprobs.push(logprob.map(|logprob| logprob.max(LEAST)));
         self.top_logprobs.push(logprob.map(|_| top));
-    }
-
-    /// A prompt's tokens; the first has no probability.
-    pub(crate) fn of_prompt(
-        app: &App,
-        prompt: &[u32],
-        logprobs: &[Option<Logprobs>],
-        offset: &mut usize,
-    ) -> Self {
-        let mut all = Self::default();
-        for (place, &id) in prompt.iter().enumerate() {
-            let logprobs = place.checked_sub(1).and_then(|place| logprobs.get(place)?.as_ref());
-            let top = logprobs.map(|logprobs| &*logprobs.top).unwrap_or_default();
-            all.push(app, id, logprobs.map(|logprobs| logprobs.logprob), top, offset);
-        }
-        all
-    }
-
-    pub(crate) fn of_token(app: &App, token: &Token, offset: &mut usize) -> Self {
-        let mut one = Self::default();
-        one.push(app, token.id, token.logprob, &token.top_logprobs, offset);
-        one
     }
 
     fn append(&mut self, mut more: Self) {
@@ -94,6 +65,106 @@ impl CompletionLogprobs {
         self.token_logprobs.append(&mut more.token_logprobs);
         self.top_logprobs.append(&mut more.top_logprobs);
         self.text_offset.append(&mut more.text_offset);
+    }
+}
+
+/// A token's text, or its bytes where they are no whole characters.
+fn token_name(app: &App, id: u32) -> String {
+    let bytes = app.model.bytes_of(id);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let mut name = "bytes:".to_owned();
+            bytes.iter().for_each(|byte| name.push_str(&format!("\\x{byte:02x}")));
+            name
+        }
+    }
+}
+
+/// Counts whole characters of bytes that come in pieces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Characters {
+    whole: usize,
+    /// The begin of the next one.
+    begun: Vec<u8>,
+}
+
+impl Characters {
+    fn push(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        loop {
+            match std::str::from_utf8(&self.begun) {
+                Ok(text) => {
+                    self.whole += text.chars().count();
+                    self.begun.clear();
+                    return;
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    self.whole += String::from_utf8_lossy(&self.begun[..valid]).chars().count();
+                    // Bytes that are no character are written as one.
+                    let wrong = error.error_len();
+                    self.whole += usize::from(wrong.is_some());
+                    self.begun.drain(..valid + wrong.unwrap_or(0));
+                    if wrong.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The logprobs of a choice, which are told once the text that they are of is certain: a stop string may still take it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogprobsOfText {
+    /// Bytes of all tokens, and of the text that was told.
+    bytes: usize,
+    told: usize,
+    characters: Characters,
+    /// Tokens that wait, with where they begin, in bytes and in characters.
+    waiting: VecDeque<(usize, usize, Token)>,
+}
+
+impl LogprobsOfText {
+    /// Those of a prompt, whose text is told; its first token has no probability.
+    pub(crate) fn prompt(
+        &mut self,
+        app: &App,
+        prompt: &[u32],
+        logprobs: &[Option<Logprobs>],
+    ) -> CompletionLogprobs {
+        let mut all = CompletionLogprobs::default();
+        for (place, &id) in prompt.iter().enumerate() {
+            let logprobs = place.checked_sub(1).and_then(|place| logprobs.get(place)?.as_ref());
+            let top = logprobs.map(|logprobs| &*logprobs.top).unwrap_or_default();
+            all.push(app, id, logprobs.map(|logprobs| logprobs.logprob), top, self.characters.whole);
+            self.characters.push(app.model.bytes_of(id));
+        }
+        all
+    }
+
+    /// Takes a token of the text.
+    pub(crate) fn push(&mut self, app: &App, token: Token) {
+        // What ends a text is no part of it, nor are special tokens.
+        let is_seen = app.model.tokenizer.decode(&[token.id]).is_ok_and(|text| !text.is_empty());
+        if token.is_end || !is_seen {
+            return;
+        }
+        let bytes = app.model.bytes_of(token.id);
+        self.waiting.push_back((self.bytes, self.characters.whole, token));
+        self.bytes += bytes.len();
+        self.characters.push(bytes);
+    }
+
+    /// Those of tokens that begin in the text, of which so many bytes more were told.
+    pub(crate) fn told(&mut self, app: &App, bytes: usize) -> Option<CompletionLogprobs> {
+        self.told += bytes;
+        let mut all = CompletionLogprobs::default();
+        while let Some((_, offset, token)) = self.waiting.pop_front_if(|(start, ..)| *start < self.told) {
+            all.push(app, token.id, token.logprob, &token.top_logprobs, offset);
+        }
+        (!all.tokens.is_empty()).then_some(all)
     }
 }
 

@@ -10,12 +10,13 @@ use axum::response::Response;
 use tilewise_engine::Logprobs;
 
 pub(crate) use answer::{Completion, LEAST};
-use answer::{CompletionChoice, CompletionLogprobs};
+use answer::{CompletionChoice, LogprobsOfText};
 pub(crate) use request::CompletionRequest;
 
-use crate::body::{Json, json};
+use crate::body::json;
 use crate::error::ApiError;
-use crate::generation::{Batch, Generation, News};
+use crate::generation::{Batch, Generation, News, Token};
+use crate::request::Body;
 use crate::sse::{self, Events};
 use crate::state::{App, blocking, now};
 
@@ -26,19 +27,21 @@ use crate::state::{App, blocking, now};
 )]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
-    Json(request): Json<CompletionRequest>,
+    Body(request, _): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(request.model.as_deref())?;
-    let sampling = request.sampling()?;
+    app.check_model(request.common.model.as_deref())?;
+    let (sampling, grammar) = (request.sampling()?, request.sampling.grammar(None)?);
+    let fields = &request.completion;
     let missing = || ApiError::param("prompt", "prompt is missing").code("missing_field");
-    let prompts = request.prompt.clone().ok_or_else(missing)?.each("prompt")?;
-    let n = sampling.completions()?;
+    let prompts = fields.prompt.clone().ok_or_else(missing)?.each("prompt")?;
+    let n = sampling.fields.completions()?;
     let room = app.admit(prompts.len() * n)?;
-    let (echo, logprobs) = (request.echo.unwrap_or(false), request.logprobs);
-    let (worker, salt) = (app.clone(), request.cache_salt.clone());
+    let (echo, logprobs) = (fields.echo.unwrap_or(false), fields.logprobs);
+    let (worker, salt) = (app.clone(), request.common.salt());
     let (room, asks) = blocking(move || {
         let ask = |prompt: crate::prompt::OnePrompt| {
-            let mut ask = sampling.ask(&worker, prompt.encode(&worker, "prompt")?, "prompt")?;
+            let prompt = prompt.encode(&worker, "prompt")?;
+            let mut ask = sampling.ask(&worker, prompt, "prompt", grammar.clone())?;
             ask.request.cache_salt.clone_from(&salt);
             ask.request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| top as usize);
             Ok(ask)
@@ -48,7 +51,7 @@ pub(crate) async fn completions(
     })
     .await?;
     let id = app.new_name("cmpl-");
-    let name = request.rid.as_deref().unwrap_or(&id);
+    let name = request.common.name().unwrap_or(&id);
     let generations = Generation::start_all(&app, asks, room, name, "prompt").await?;
     let answer = Answer {
         app: app.clone(),
@@ -57,16 +60,14 @@ pub(crate) async fn completions(
         echo,
         has_logprobs: logprobs.is_some(),
         prompts: vec![Vec::new(); generations.len()],
-        offsets: vec![None; generations.len() * n],
+        choices: vec![None; generations.len() * n],
         n,
-        includes_usage: request.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+        includes_usage: request.common.includes_usage(),
+        counts_on_the_way: request.common.counts_on_the_way(),
         is_over: false,
         batch: Batch::new(generations),
     };
-    match request.stream {
-        Some(true) => Ok(sse::respond(&app, answer)),
-        _ => answer.whole().await,
-    }
+    if request.common.streams() { Ok(sse::respond(&app, answer)) } else { answer.whole().await }
 }
 
 /// An answer that is being made.
@@ -78,10 +79,11 @@ struct Answer {
     has_logprobs: bool,
     /// Of each prompt's tokens but the first.
     prompts: Vec<Vec<Option<Logprobs>>>,
-    /// Of each choice, bytes of the tokens so far; `None` before the first.
-    offsets: Vec<Option<usize>>,
+    /// Logprobs of each choice; `None` before its first part.
+    choices: Vec<Option<LogprobsOfText>>,
     n: usize,
     includes_usage: bool,
+    counts_on_the_way: bool,
     is_over: bool,
     batch: Batch,
 }
@@ -96,17 +98,12 @@ impl Answer {
             }
             News::Token { index, text, token } => {
                 let mut choice = self.begin(prompt, index);
-                if self.has_logprobs {
-                    let offset = self.offsets[choice.index].get_or_insert(0);
-                    let more = CompletionLogprobs::of_token(&self.app, &token, offset);
-                    choice.append(CompletionChoice { logprobs: Some(more), ..CompletionChoice::default() });
-                }
-                choice.text.push_str(&text);
+                self.tell(&mut choice, &text, Some(token));
                 (!choice.text.is_empty() || choice.logprobs.is_some()).then_some(choice)
             }
             News::End { index, text, end } => {
                 let mut choice = self.begin(prompt, index);
-                choice.text.push_str(&text);
+                self.tell(&mut choice, &text, None);
                 choice.finish_reason = Some(end.name());
                 choice.matched_stop = end.matched();
                 Some(choice)
@@ -114,21 +111,31 @@ impl Answer {
         }
     }
 
+    /// Adds text and a token to a part, and the logprobs of the tokens that the text shows.
+    fn tell(&mut self, choice: &mut CompletionChoice, text: &str, token: Option<Token>) {
+        let logprobs = self.choices[choice.index].get_or_insert_default();
+        if self.has_logprobs {
+            token.into_iter().for_each(|token| logprobs.push(&self.app, token));
+            let more = logprobs.told(&self.app, text.len());
+            choice.append(CompletionChoice { logprobs: more, ..CompletionChoice::default() });
+        }
+        choice.text.push_str(text);
+    }
+
     /// A part of a choice; the first one begins with the prompt, where that is asked for.
     fn begin(&mut self, prompt: usize, index: usize) -> CompletionChoice {
         let mut choice = CompletionChoice { index: prompt * self.n + index, ..CompletionChoice::default() };
-        if self.offsets[choice.index].is_some() {
+        if self.choices[choice.index].is_some() {
             return choice;
         }
-        let mut offset = 0;
+        let mut logprobs = LogprobsOfText::default();
         if self.echo {
             let ids = &self.batch.generations[prompt].prompt;
             choice.text = self.app.model.tokenizer.decode(ids).unwrap_or_default();
-            choice.logprobs = self
-                .has_logprobs
-                .then(|| CompletionLogprobs::of_prompt(&self.app, ids, &self.prompts[prompt], &mut offset));
+            choice.logprobs =
+                self.has_logprobs.then(|| logprobs.prompt(&self.app, ids, &self.prompts[prompt]));
         }
-        self.offsets[choice.index] = Some(offset);
+        self.choices[choice.index] = Some(logprobs);
         choice
     }
 
@@ -146,7 +153,7 @@ impl Answer {
     /// All of it at once.
     async fn whole(mut self) -> Result<Response, ApiError> {
         let choice = |index| CompletionChoice { index, ..CompletionChoice::default() };
-        let mut choices: Vec<CompletionChoice> = (0..self.offsets.len()).map(choice).collect();
+        let mut choices: Vec<CompletionChoice> = (0..self.choices.len()).map(choice).collect();
         while let Some(news) = self.batch.next().await {
             let (prompt, news) = news?;
             if let Some(part) = self.part(prompt, news) {
@@ -163,7 +170,8 @@ impl Events for Answer {
             match self.batch.next().await {
                 Some(Ok((prompt, news))) => {
                     if let Some(part) = self.part(prompt, news) {
-                        return Some(sse::data(&self.answer(vec![part], None)));
+                        let usage = self.counts_on_the_way.then(|| self.batch.usage());
+                        return Some(sse::data(&self.answer(vec![part], usage)));
                     }
                 }
                 Some(Err(error)) => {

@@ -13,11 +13,12 @@ pub(crate) use answer::Generated;
 use answer::{EndReason, LogprobStyle, MetaInfo};
 pub(crate) use request::{GenerateRequest, TokenIds};
 
-use crate::body::{Json, json};
+use crate::body::json;
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
 use crate::generation::{Batch, Generation, News};
 use crate::prompt::OnePrompt;
+use crate::request::Body;
 use crate::sse::{self, Events};
 use crate::state::{App, blocking};
 
@@ -31,20 +32,21 @@ use crate::state::{App, blocking};
 )]
 pub(crate) async fn generate(
     State(app): State<Arc<App>>,
-    Json(request): Json<GenerateRequest>,
+    Body(request, _): Body<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(request.model.as_deref())?;
+    app.check_model(request.common.model.as_deref())?;
     let sampling = request.sampling()?;
-    let n = sampling.completions()?;
+    let (n, grammar) = (sampling.fields.completions()?, sampling.fields.grammar(None)?);
     let (prompt, field) = request.prompt()?;
     let prompts = prompt.each(field)?;
     let from = request.prompt_logprobs_from()?;
-    let top = request.top_logprobs_num.unwrap_or(0) as usize;
+    let top = request.generate.top_logprobs_num.unwrap_or(0) as usize;
     let room = app.admit(prompts.len() * n)?;
-    let (worker, salt) = (app.clone(), request.extra_key.clone());
+    let (worker, salt) = (app.clone(), request.common.salt());
     let (room, asks) = blocking(move || {
         let ask = |prompt: OnePrompt| {
-            let mut ask = sampling.ask(&worker, prompt.encode(&worker, field)?, field)?;
+            let prompt = prompt.encode(&worker, field)?;
+            let mut ask = sampling.ask(&worker, prompt, field, grammar.clone())?;
             ask.request.cache_salt.clone_from(&salt);
             ask.request.prompt_logprobs = from.map(|_| top);
             Ok(ask)
@@ -53,21 +55,21 @@ pub(crate) async fn generate(
         Ok((room, asks))
     })
     .await?;
-    let name = request.rid.clone().unwrap_or_else(|| app.new_name(""));
+    let name = request.common.name().map_or_else(|| app.new_name(""), str::to_owned);
     let generations = Generation::start_all(&app, asks, room, &name, field).await?;
-    let style = LogprobStyle { has_text: request.return_text_in_logprobs.unwrap_or(false), top };
+    let style = LogprobStyle { has_text: request.generate.return_text_in_logprobs.unwrap_or(false), top };
     let answer = Answer {
         texts: texts(&name, &generations, n),
         app: app.clone(),
         n,
-        style: request.return_logprob.unwrap_or(false).then_some(style),
+        style: request.generate.return_logprob.unwrap_or(false).then_some(style),
         from,
         prompts: vec![Vec::new(); generations.len()],
         is_list: request.is_list(),
         is_over: false,
         batch: Batch::new(generations),
     };
-    if request.stream.unwrap_or(false) { Ok(sse::respond(&app, answer)) } else { answer.whole().await }
+    if request.common.streams() { Ok(sse::respond(&app, answer)) } else { answer.whole().await }
 }
 
 /// What there is of each completion before its first token.

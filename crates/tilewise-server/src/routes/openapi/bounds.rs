@@ -48,7 +48,7 @@ fn fields(app: &App) -> Value {
         "max_new_tokens": most_tokens,
         "max_output_tokens": most_tokens,
         "temperature": { "maximum": f32::MAX },
-        "top_k": { "minimum": -1, "maximum": i64::MAX, "not": { "const": 0 } },
+        "top_k": { "minimum": -1, "maximum": i64::MAX },
         "best_of": { "minimum": 1, "maximum": MAX_COMPLETIONS },
         "seed": integers,
         "sampling_seed": integers,

@@ -13,8 +13,8 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{
-    abort_request, chat, completions, detokenize, embeddings, flush_cache, generate, health, loads, metrics,
-    model_info, models, responses, server_info, tokenize,
+    abort_request, chat, completions, detokenize, embeddings, flush_cache, generate, health, loads, messages,
+    metrics, model_info, models, ollama, responses, server_info, tokenize,
 };
 use crate::body::json;
 use crate::error::ErrorBody;
@@ -25,8 +25,9 @@ use crate::state::App;
 #[openapi(
     info(title = "Tilewise", description = "OpenAI's protocol, and that of an SGLang worker."),
     paths(
-        health::health, health::health_generate, models::models, chat::chat, completions::completions,
-        responses::responses, embeddings::embeddings, generate::generate, model_info::model_info,
+        health::health, health::health_generate, models::models, models::model, chat::chat, completions::completions,
+        responses::responses, messages::messages, messages::count_tokens, ollama::chat, ollama::generate,
+        ollama::tags, ollama::ps, ollama::show, ollama::version, embeddings::embeddings, generate::generate, model_info::model_info,
         server_info::server_info, loads::loads, loads::get_load, flush_cache::flush_cache,
         abort_request::abort_request, tokenize::tokenize, detokenize::detokenize, metrics::metrics,
         openapi,
@@ -61,7 +62,8 @@ const BODY_ERRORS: [(&str, &str); 7] = [
 ];
 
 /// Endpoints that stream where they are asked to.
-const STREAMS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/generate"];
+const STREAMS: [&str; 5] =
+    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate"];
 
 impl Modify for Common {
     fn modify(&self, description: &mut OpenApi) {

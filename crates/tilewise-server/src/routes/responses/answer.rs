@@ -1,7 +1,5 @@
 //! What `/v1/responses` answers.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -21,7 +19,7 @@ pub(crate) struct ResponseObject {
     pub(crate) error: Option<Value>,
     pub(crate) incomplete_details: Option<IncompleteDetails>,
     pub(crate) instructions: Option<String>,
-    pub(crate) max_output_tokens: Option<u64>,
+    pub(crate) max_output_tokens: Option<i64>,
     pub(crate) model: String,
     pub(crate) output: Vec<OutputItem>,
     pub(crate) parallel_tool_calls: bool,
@@ -29,14 +27,16 @@ pub(crate) struct ResponseObject {
     pub(crate) store: bool,
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
-    /// `auto`.
-    pub(crate) tool_choice: &'static str,
-    /// None.
+    /// As it was asked for.
+    #[schema(value_type = Object)]
+    pub(crate) tool_choice: Value,
+    /// The functions that may be called.
     #[schema(value_type = Vec<Object>)]
-    pub(crate) tools: [Value; 0],
+    pub(crate) tools: Vec<Value>,
     /// `disabled`.
     pub(crate) truncation: &'static str,
-    pub(crate) metadata: BTreeMap<String, String>,
+    #[schema(value_type = Object)]
+    pub(crate) metadata: Value,
     pub(crate) usage: Option<ResponseUsage>,
 }
 
@@ -47,17 +47,37 @@ pub(crate) struct IncompleteDetails {
     pub(crate) reason: &'static str,
 }
 
-/// What the assistant says.
+/// A part of an answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct OutputItem {
-    /// `message`.
-    #[serde(rename = "type")]
-    kind: &'static str,
-    id: String,
-    status: &'static str,
-    /// `assistant`.
-    role: &'static str,
-    content: Vec<OutputText>,
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum OutputItem {
+    /// What the assistant says.
+    Message {
+        id: String,
+        status: &'static str,
+        /// `assistant`.
+        role: &'static str,
+        content: Vec<OutputText>,
+    },
+    /// What it thinks.
+    Reasoning {
+        id: String,
+        status: &'static str,
+        /// None.
+        #[schema(value_type = Vec<Object>)]
+        summary: [Value; 0],
+        content: Vec<ReasoningText>,
+    },
+    /// A function that it calls.
+    FunctionCall {
+        id: String,
+        /// The name that its output has to have.
+        call_id: String,
+        name: String,
+        /// JSON as text.
+        arguments: String,
+        status: &'static str,
+    },
 }
 
 /// Words.
@@ -70,18 +90,86 @@ pub(crate) struct OutputText {
     /// None.
     #[schema(value_type = Vec<Object>)]
     annotations: [Value; 0],
+    /// None.
+    #[schema(value_type = Vec<Object>)]
+    logprobs: [Value; 0],
+}
+
+/// Thoughts.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ReasoningText {
+    /// `reasoning_text`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    text: String,
 }
 
 impl OutputText {
-    pub(crate) fn new(text: &str) -> Self {
-        Self { kind: "output_text", text: text.to_owned(), annotations: [] }
+    fn new(text: &str) -> Self {
+        Self { kind: "output_text", text: text.to_owned(), annotations: [], logprobs: [] }
     }
 }
 
-impl OutputItem {
-    pub(crate) fn new(id: &str, status: &'static str, text: Option<&str>) -> Self {
-        let content = text.map(OutputText::new).into_iter().collect();
-        Self { kind: "message", id: id.to_owned(), status, role: "assistant", content }
+impl ReasoningText {
+    fn new(text: &str) -> Self {
+        Self { kind: "reasoning_text", text: text.to_owned() }
+    }
+}
+
+/// What an item is while it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Message,
+    Reasoning,
+    Call,
+}
+
+/// An item that is made.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    /// Of a call.
+    pub(crate) call_id: String,
+    pub(crate) name: String,
+    /// What was said, thought, or is called with.
+    pub(crate) text: String,
+}
+
+impl Draft {
+    /// The item as it is now: without its words while it has just begun.
+    pub(crate) fn item(&self, status: &'static str, has_words: bool) -> OutputItem {
+        let id = self.id.clone();
+        match self.kind {
+            Kind::Message => OutputItem::Message {
+                id,
+                status,
+                role: "assistant",
+                content: has_words.then(|| OutputText::new(&self.text)).into_iter().collect(),
+            },
+            Kind::Reasoning => OutputItem::Reasoning {
+                id,
+                status,
+                summary: [],
+                content: has_words.then(|| ReasoningText::new(&self.text)).into_iter().collect(),
+            },
+            Kind::Call => OutputItem::FunctionCall {
+                id,
+                call_id: self.call_id.clone(),
+                name: self.name.clone(),
+                arguments: self.text.clone(),
+                status,
+            },
+        }
+    }
+
+    /// Its part with these words; calls have none.
+    pub(crate) fn part(&self, text: &str) -> Option<Value> {
+        match self.kind {
+            Kind::Message => Some(json!(OutputText::new(text))),
+            Kind::Reasoning => Some(json!(ReasoningText::new(text))),
+            Kind::Call => None,
+        }
     }
 }
 
@@ -105,19 +193,19 @@ pub(crate) struct InputTokensDetails {
 /// More of the output's tokens.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct OutputTokensDetails {
-    /// Reasoning is a part of the text here.
     reasoning_tokens: usize,
 }
 
 impl From<Usage> for ResponseUsage {
     fn from(usage: Usage) -> Self {
+        let reasoning_tokens = usage.completion_tokens_details.reasoning_tokens;
         Self {
             input_tokens: usage.prompt_tokens,
             input_tokens_details: InputTokensDetails {
                 cached_tokens: usage.prompt_tokens_details.cached_tokens,
             },
             output_tokens: usage.completion_tokens,
-            output_tokens_details: OutputTokensDetails { reasoning_tokens: 0 },
+            output_tokens_details: OutputTokensDetails { reasoning_tokens },
             total_tokens: usage.total_tokens,
         }
     }

@@ -1,6 +1,7 @@
 //! Texts answered, in OpenAI's newer protocol.
 
 mod answer;
+mod items;
 mod request;
 
 use std::sync::Arc;
@@ -8,78 +9,74 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
-use tilewise_engine::tokenizer::ChatInput;
+use tilewise_engine::chat::{CallPart, Said};
 
 pub(crate) use answer::ResponseObject;
-use answer::{IncompleteDetails, OutputItem, OutputText, failure};
+use answer::{Draft, IncompleteDetails, Kind, failure};
 pub(crate) use request::ResponsesRequest;
 
-use crate::body::{self, Json};
+use crate::body;
+use crate::chats::{Chat, ChatNews};
 use crate::error::ApiError;
-use crate::generation::{Batch, End, Generation, News};
-use crate::prompt::{check_length, encode};
+use crate::generation::End;
+use crate::request::Body;
 use crate::sse::{self, Events};
-use crate::state::{App, blocking, now};
+use crate::state::{App, now};
 
-/// Answers a text.
+/// Answers a text or a conversation.
 #[utoipa::path(
     post, path = "/v1/responses", tag = "openai", request_body = ResponsesRequest,
     responses((status = 200, body = ResponseObject, description = "With `stream`, named server-sent events"))
 )]
 pub(crate) async fn responses(
     State(app): State<Arc<App>>,
-    Json(request): Json<ResponsesRequest>,
+    Body(request, mut ignored): Body<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(request.model.as_deref())?;
-    let sampling = request.sampling()?;
+    app.check_model(request.common.model.as_deref())?;
+    let (ask, tools) = request.ask(&app, &mut ignored)?;
     let room = app.admit(1)?;
-    let (id, item) = (app.new_name("resp_"), app.new_name("msg_"));
-    let response = ResponseObject {
-        id: id.clone(),
+    let response = begun(&app, &request, tools);
+    let name = request.common.name().unwrap_or(&response.id).to_owned();
+    let chat = Chat::start(&app, ask, room, &name).await?;
+    let answer = Answer {
+        app: app.clone(),
+        response,
+        open: None,
+        blank: String::new(),
+        streams: request.common.streams(),
+        sent: 0,
+        state: Progress::Begins,
+        chat,
+    };
+    let response = if answer.streams { sse::respond(&app, answer) } else { answer.whole().await? };
+    Ok(ignored.name_in(response))
+}
+
+/// The answer before its first item.
+fn begun(app: &App, request: &ResponsesRequest, tools: Vec<Value>) -> ResponseObject {
+    let (fields, sampling, defaults) = (&request.response, &request.sampling, &app.model.defaults);
+    ResponseObject {
+        id: app.new_name("resp_"),
         object: "response",
         created_at: now(),
         status: "in_progress",
         error: None,
         incomplete_details: None,
-        instructions: request.instructions.clone(),
-        max_output_tokens: request.max_output_tokens,
+        instructions: fields.instructions.clone(),
+        max_output_tokens: fields.max_output_tokens,
         model: app.config.served_model_name.clone(),
         output: Vec::new(),
-        parallel_tool_calls: true,
+        parallel_tool_calls: fields.parallel_tool_calls.unwrap_or(true),
         previous_response_id: None,
         store: false,
-        temperature: request.temperature.unwrap_or(1.0),
-        top_p: request.top_p.unwrap_or(1.0),
-        tool_choice: "auto",
-        tools: [],
+        temperature: sampling.temperature.or(defaults.temperature).unwrap_or(1.0),
+        top_p: sampling.top_p.or(defaults.top_p).unwrap_or(1.0),
+        tool_choice: fields.tool_choice.clone().unwrap_or_default().into(),
+        tools,
         truncation: "disabled",
-        metadata: request.metadata.clone().unwrap_or_default(),
+        metadata: fields.metadata.clone().filter(Value::is_object).unwrap_or_else(|| json!({})),
         usage: None,
-    };
-    let stream = request.stream.unwrap_or(false);
-    let name = request.request_id.clone().unwrap_or(id);
-    let worker = app.clone();
-    let (room, ask) = blocking(move || {
-        let invalid = |error| ApiError::refused(&error, "input");
-        let template = worker.model.tokenizer.chat_template().map_err(invalid)?;
-        let messages = request.conversation()?;
-        let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
-        let text = template.render(&input).map_err(invalid)?;
-        check_length(&worker, &text, "input")?;
-        let prompt = encode(&worker, &text, false, "input")?;
-        Ok((room, sampling.ask(&worker, prompt, "input")?))
-    })
-    .await?;
-    let generation = Generation::start(&app, ask, room, &name, "input").await?;
-    let answer = Answer {
-        response,
-        item,
-        text: String::new(),
-        sent: 0,
-        state: Progress::Begins,
-        batch: Batch::new(vec![generation]),
-    };
-    if stream { Ok(sse::respond(&app, answer)) } else { answer.whole().await }
+    }
 }
 
 /// Where a stream is.
@@ -91,47 +88,41 @@ enum Progress {
 
 /// An answer that is being made.
 struct Answer {
+    app: Arc<App>,
     response: ResponseObject,
-    /// The name of its message.
-    item: String,
-    text: String,
+    /// The item that goes on.
+    open: Option<Draft>,
+    /// White space that no message has begun with yet: models write it before calls.
+    blank: String,
+    streams: bool,
     /// Events so far.
     sent: usize,
     state: Progress,
-    batch: Batch,
+    chat: Chat,
 }
 
 impl Answer {
-    /// Sets what is known at the end.
-    fn finish(&mut self, end: &End) {
-        let reason = match end {
-            End::Length => Some("max_output_tokens"),
-            End::Aborted => Some("aborted"),
-            _ => None,
-        };
-        self.response.status = if reason.is_some() { "incomplete" } else { "completed" };
-        self.response.incomplete_details = reason.map(|reason| IncompleteDetails { reason });
-        self.response.output = vec![OutputItem::new(&self.item, self.response.status, Some(&self.text))];
-        self.response.usage = Some(self.batch.usage().into());
-    }
-
     /// All of it at once.
     async fn whole(mut self) -> Result<Response, ApiError> {
-        while let Some(news) = self.batch.next().await {
-            match news?.1 {
-                News::Token { text, .. } => self.text.push_str(&text),
-                News::End { text, end, .. } => {
-                    self.text.push_str(&text);
-                    self.finish(&end);
-                }
-                News::Prompt { .. } => {}
-            }
+        while let Some(news) = self.chat.next().await {
+            self.take(news?);
         }
         Ok(body::json(&self.response))
     }
 
-    /// An event with its number.
+    /// Adds news, and tells them.
+    fn take(&mut self, news: ChatNews) -> String {
+        match news {
+            ChatNews::Token { said, .. } => self.say(said),
+            ChatNews::End { said, end, .. } => self.say(said) + &self.end(&end),
+        }
+    }
+
+    /// An event with its number; nothing where nobody listens.
     fn event(&mut self, name: &str, mut fields: Value) -> String {
+        if !self.streams {
+            return String::new();
+        }
         fields["type"] = name.into();
         fields["sequence_number"] = self.sent.into();
         self.sent += 1;
@@ -143,44 +134,137 @@ impl Answer {
         self.event(name, json!({ "response": response }))
     }
 
-    /// An event of the text.
-    fn text_event(&mut self, name: &str, more: (&str, Value)) -> String {
-        let mut fields = json!({ "item_id": self.item, "output_index": 0, "content_index": 0 });
-        fields[more.0] = more.1;
-        self.event(name, fields)
+    /// Adds what was thought, said and called, in this order.
+    fn say(&mut self, said: Said) -> String {
+        let mut events = String::new();
+        if !said.reasoning.is_empty() {
+            events += &self.add(Kind::Reasoning, &said.reasoning);
+        }
+        if !said.content.is_empty() {
+            let is_open = self.open.as_ref().is_some_and(|draft| draft.kind == Kind::Message);
+            self.blank.push_str(&said.content);
+            if is_open || !self.blank.trim().is_empty() {
+                let text = std::mem::take(&mut self.blank);
+                events += &self.add(Kind::Message, &text);
+            }
+        }
+        for CallPart { name, arguments } in said.calls {
+            if let Some(name) = name {
+                self.blank.clear();
+                events += &self.begin(Kind::Call, name);
+            }
+            events += &self.add(Kind::Call, &arguments);
+        }
+        events
     }
 
-    fn begin(&mut self) -> String {
-        let item = json!(OutputItem::new(&self.item, "in_progress", None));
-        self.response_event("response.created")
-            + &self.response_event("response.in_progress")
-            + &self.event("response.output_item.added", json!({ "output_index": 0, "item": item }))
-            + &self.text_event("response.content_part.added", ("part", json!(OutputText::new(""))))
-    }
-
-    fn delta(&mut self, text: &str) -> Option<String> {
-        self.text.push_str(text);
-        let event = |this: &mut Self| {
-            this.event(
-                "response.output_text.delta",
-                json!({ "item_id": this.item, "output_index": 0, "content_index": 0, "delta": text, "logprobs": [] }),
-            )
+    /// Begins an item, and ends the one before it.
+    fn begin(&mut self, kind: Kind, name: String) -> String {
+        let closed = self.close("completed");
+        let (prefix, call_id) = match kind {
+            Kind::Message => ("msg_", String::new()),
+            Kind::Reasoning => ("rs_", String::new()),
+            Kind::Call => ("fc_", self.app.new_name("call_")),
         };
-        (!text.is_empty()).then(|| event(self))
+        let draft = Draft { kind, id: self.app.new_name(prefix), call_id, name, text: String::new() };
+        let (item, part) = (json!(draft.item("in_progress", false)), draft.part(""));
+        let (id, place) = (draft.id.clone(), self.response.output.len());
+        self.open = Some(draft);
+        let added = self.event("response.output_item.added", json!({ "output_index": place, "item": item }));
+        let part = part.map(|part| {
+            let fields = json!({ "item_id": id, "output_index": place, "content_index": 0, "part": part });
+            self.event("response.content_part.added", fields)
+        });
+        closed + &added + &part.unwrap_or_default()
     }
 
+    /// Adds words to the item of a kind, which begins if another or none is open.
+    fn add(&mut self, kind: Kind, words: &str) -> String {
+        let is_open = self.open.as_ref().is_some_and(|draft| draft.kind == kind);
+        let begun = if is_open { String::new() } else { self.begin(kind, String::new()) };
+        let Some(draft) = &mut self.open else { return begun };
+        draft.text.push_str(words);
+        if words.is_empty() {
+            return begun;
+        }
+        let mut fields =
+            json!({ "item_id": draft.id, "output_index": self.response.output.len(), "delta": words });
+        if kind != Kind::Call {
+            fields["content_index"] = 0.into();
+        }
+        let name = match kind {
+            Kind::Message => {
+                fields["logprobs"] = json!([]);
+                "response.output_text.delta"
+            }
+            Kind::Reasoning => "response.reasoning_text.delta",
+            Kind::Call => "response.function_call_arguments.delta",
+        };
+        begun + &self.event(name, fields)
+    }
+
+    /// Ends the item that is open.
+    fn close(&mut self, status: &'static str) -> String {
+        let Some(draft) = self.open.take() else { return String::new() };
+        let place = self.response.output.len();
+        let at = json!({ "item_id": draft.id, "output_index": place });
+        let with = |more: Value| {
+            let mut fields = at.clone();
+            fields.as_object_mut().into_iter().for_each(|fields| {
+                fields.extend(more.as_object().cloned().unwrap_or_default());
+            });
+            fields
+        };
+        let (name, done) = match draft.kind {
+            Kind::Message => (
+                "response.output_text.done",
+                with(json!({ "content_index": 0, "text": draft.text, "logprobs": [] })),
+            ),
+            Kind::Reasoning => {
+                ("response.reasoning_text.done", with(json!({ "content_index": 0, "text": draft.text })))
+            }
+            Kind::Call => (
+                "response.function_call_arguments.done",
+                with(json!({ "name": draft.name, "arguments": draft.text })),
+            ),
+        };
+        let mut events = self.event(name, done);
+        if let Some(part) = draft.part(&draft.text) {
+            events +=
+                &self.event("response.content_part.done", with(json!({ "content_index": 0, "part": part })));
+        }
+        let item = draft.item(status, true);
+        events +=
+            &self.event("response.output_item.done", json!({ "output_index": place, "item": json!(item) }));
+        self.response.output.push(item);
+        events
+    }
+
+    /// Ends the answer. It has a message, if an empty one, where there is nothing else but thoughts.
     fn end(&mut self, end: &End) -> String {
-        self.finish(end);
-        let text = json!({
-            "item_id": self.item, "output_index": 0, "content_index": 0, "text": self.text, "logprobs": [],
-        });
-        let item = json!(self.response.output[0]);
-        let part = json!(OutputText::new(&self.text));
-        let last = format!("response.{}", self.response.status);
-        self.event("response.output_text.done", text)
-            + &self.text_event("response.content_part.done", ("part", part))
-            + &self.event("response.output_item.done", json!({ "output_index": 0, "item": item }))
-            + &self.response_event(&last)
+        let reason = match end {
+            End::Length => Some("max_output_tokens"),
+            End::Aborted => Some("aborted"),
+            _ => None,
+        };
+        let status = if reason.is_some() { "incomplete" } else { "completed" };
+        let mut events = String::new();
+        let has_call =
+            self.response.output.iter().any(|item| matches!(item, answer::OutputItem::FunctionCall { .. }));
+        let is_thought = |draft: &Draft| draft.kind == Kind::Reasoning;
+        if !has_call && self.open.as_ref().is_none_or(is_thought) && !self.has_message() {
+            let text = std::mem::take(&mut self.blank);
+            events += &self.add(Kind::Message, &text);
+        }
+        events += &self.close(status);
+        self.response.status = status;
+        self.response.incomplete_details = reason.map(|reason| IncompleteDetails { reason });
+        self.response.usage = Some(self.chat.usage().into());
+        events + &self.response_event(&format!("response.{status}"))
+    }
+
+    fn has_message(&self) -> bool {
+        self.response.output.iter().any(|item| matches!(item, answer::OutputItem::Message { .. }))
     }
 
     fn fail(&mut self, error: &ApiError) -> String {
@@ -197,21 +281,18 @@ impl Events for Answer {
                 Progress::IsOver => return None,
                 Progress::Begins => {
                     self.state = Progress::Runs;
-                    return Some(self.begin());
+                    let created = self.response_event("response.created");
+                    return Some(created + &self.response_event("response.in_progress"));
                 }
                 Progress::Runs => {}
             }
-            match self.batch.next().await {
-                Some(Ok((_, News::Token { text, .. }))) => {
-                    if let Some(event) = self.delta(&text) {
-                        return Some(event);
+            match self.chat.next().await {
+                Some(Ok(news)) => {
+                    let events = self.take(news);
+                    if !events.is_empty() {
+                        return Some(events);
                     }
                 }
-                Some(Ok((_, News::End { text, end, .. }))) => {
-                    let last = self.delta(&text).unwrap_or_default();
-                    return Some(last + &self.end(&end));
-                }
-                Some(Ok((_, News::Prompt { .. }))) => {}
                 Some(Err(error)) => {
                     self.state = Progress::IsOver;
                     return Some(self.fail(&error));

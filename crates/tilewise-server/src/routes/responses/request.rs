@@ -1,249 +1,173 @@
 //! What `/v1/responses` takes.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use tilewise_engine::chat::{Conversation, Function, ToolChoice, Tools};
 use utoipa::ToSchema;
 
+use super::items::{Input, InputShape};
+use crate::chats::{ChatAsk, TemplateFields};
 use crate::error::ApiError;
-use crate::fields::{Off, Unset, Zero};
-use crate::grammars;
-use crate::sampling::Sampling;
+use crate::grammars::TextFormat;
+use crate::messages::Turn;
+use crate::request::{Ignored, RequestFields, request};
+use crate::sampling::{Sampling, SamplingFields};
+use crate::state::App;
+use crate::tools::{Choice, FunctionDefinition, ToolChoiceShape};
 
-/// Items of an input at most.
-const MAX_ITEMS: usize = 4096;
+request! {
+    /// A text or a conversation to answer.
+    ResponsesRequest {
+        response: ResponseFields,
+        common: RequestFields,
+        sampling: SamplingFields,
+        template: TemplateFields,
+    }
+}
 
-/// A text or a conversation to answer.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[expect(dead_code, reason = "some fields are only taken, so that others can send them")]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ResponsesRequest {
-    pub(crate) model: Option<String>,
-    input: Input,
+/// What only this endpoint takes.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub(crate) struct ResponseFields {
+    #[schema(value_type = InputShape)]
+    pub(crate) input: Input,
     /// Comes before the input, as the system's words.
     pub(crate) instructions: Option<String>,
     /// Tokens to generate at most; all that there is room for unless given.
-    #[schema(minimum = 1)]
-    pub(crate) max_output_tokens: Option<u64>,
-    #[schema(minimum = 0)]
-    pub(crate) temperature: Option<f32>,
-    #[schema(exclusive_minimum = 0, maximum = 1)]
-    pub(crate) top_p: Option<f32>,
-    pub(crate) stream: Option<bool>,
-    text: Option<TextConfig>,
-    pub(crate) metadata: Option<BTreeMap<String, String>>,
-    /// A name by which the request can be aborted.
-    pub(crate) request_id: Option<String>,
-    #[schema(minimum = -2, maximum = 2)]
-    presence_penalty: Option<f32>,
-    #[schema(minimum = -2, maximum = 2)]
-    frequency_penalty: Option<f32>,
-    top_k: Option<i64>,
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    #[schema(minimum = 0.000001, maximum = 1000000)]
-    repetition_penalty: Option<f32>,
-    /// Taken and not used.
-    user: Option<String>,
-    /// Taken and not used.
-    prompt_cache_key: Option<String>,
-    /// Taken and not used.
-    safety_identifier: Option<String>,
-    truncation: Option<Truncation>,
-    /// Taken, since routers set it; nothing is stored, as the answer says.
-    store: Option<bool>,
-    background: Option<Off>,
-    priority: Option<Zero>,
-    stream_options: Option<Unset>,
-    previous_response_id: Option<Unset>,
-    conversation: Option<Unset>,
-    include: Option<Vec<Unset>>,
-    tools: Option<Vec<Unset>>,
-    tool_choice: Option<Choice>,
-    parallel_tool_calls: Option<bool>,
-    max_tool_calls: Option<Unset>,
-    top_logprobs: Option<Zero>,
-    reasoning: Option<Unset>,
-    service_tier: Option<Unset>,
-    prompt: Option<Unset>,
-    stop: Option<Unset>,
-}
-
-/// What becomes of an input that is too long: it is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Truncation {
-    /// It is refused.
-    Disabled,
-}
-
-/// Whether functions are called: there are none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Choice {
-    /// As the model likes.
-    Auto,
-    /// None is.
-    None,
-}
-
-/// What is answered.
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
-enum Input {
-    /// The user's words.
-    Text(String),
-    /// What was said.
-    Items(Vec<Item>),
-}
-
-/// One turn.
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct Item {
-    #[serde(rename = "type")]
-    kind: Option<ItemKind>,
-    role: ItemRole,
-    content: ItemContent,
-    /// Answers have it, and come back.
-    id: Option<String>,
-    /// Answers have it, and come back.
-    status: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum ItemKind {
-    /// One turn.
-    Message,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum ItemRole {
-    /// The one who sets the rules.
-    System,
-    /// The same.
-    Developer,
-    /// The one who asks.
-    User,
-    /// The model.
-    Assistant,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
-enum ItemContent {
-    /// At once.
-    Text(String),
-    /// In parts.
-    Parts(Vec<ItemPart>),
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum ItemPart {
-    /// What was asked.
-    InputText {
-        /// The words.
-        text: String,
-    },
-    /// What was answered.
-    OutputText {
-        /// The words.
-        text: String,
-    },
+    #[serde(default, deserialize_with = "crate::fields::whole")]
+    #[schema(minimum = -1)]
+    pub(crate) max_output_tokens: Option<i64>,
+    pub(crate) text: Option<TextConfig>,
+    /// Functions that may be called. Tools that OpenAI hosts are left out, and the header `x-ignored-fields` says so.
+    #[schema(value_type = Option<Vec<FunctionTool>>)]
+    pub(crate) tools: Option<Vec<Value>>,
+    #[schema(value_type = Option<ToolChoiceShape>)]
+    pub(crate) tool_choice: Option<Choice>,
+    /// Whether an answer may call several functions.
+    pub(crate) parallel_tool_calls: Option<bool>,
+    pub(crate) reasoning: Option<ReasoningConfig>,
+    /// Comes back as it is.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) metadata: Option<Value>,
+    /// Must be 0: there are no logprobs here.
+    #[schema(minimum = 0, maximum = 0)]
+    pub(crate) top_logprobs: Option<u64>,
 }
 
 /// The form of the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct TextConfig {
-    format: Option<TextFormat>,
-    verbosity: Option<Unset>,
+pub(crate) struct TextConfig {
+    pub(crate) format: Option<TextFormat>,
 }
 
-/// The form of the answer.
+/// How much the model reasons.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum TextFormat {
-    /// Any text.
-    Text {},
-    /// Any JSON object.
-    JsonObject {},
-    /// JSON that a schema describes.
-    JsonSchema {
-        /// Taken and not used.
-        name: Option<String>,
-        /// Taken and not used.
-        description: Option<String>,
-        /// The schema.
-        #[schema(value_type = Object)]
-        schema: Value,
-        /// Schemas are always obeyed.
-        strict: Option<bool>,
-    },
+pub(crate) struct ReasoningConfig {
+    /// As `reasoning_effort` of a chat.
+    pub(crate) effort: Option<String>,
+}
+
+/// A function that may be called.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is only described")]
+pub(crate) struct FunctionTool {
+    /// `function`.
+    r#type: FunctionKind,
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_-]+$")]
+    name: String,
+    description: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    strict: Option<bool>,
+}
+
+/// What a tool is.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it is only described")]
+pub(crate) enum FunctionKind {
+    /// A function.
+    Function,
+}
+
+impl ResponseFields {
+    /// The functions, as they were given and as the engine takes them; names those that are left out.
+    fn functions(&self, ignored: &mut Ignored) -> Result<(Vec<Value>, Vec<Function>), ApiError> {
+        let (mut given, mut functions) = (Vec::new(), Vec::new());
+        for (place, tool) in self.tools.iter().flatten().enumerate() {
+            match tool.get("type").and_then(Value::as_str) {
+                Some("function") => {
+                    let read: Result<FunctionDefinition, _> = serde_json::from_value(tool.clone());
+                    let wrong = |error| ApiError::param("tools", format!("tools[{place}]: {error}"));
+                    functions.push(read.map_err(wrong)?.into());
+                    given.push(tool.clone());
+                }
+                Some(kind) => ignored.0.push(format!("tools[{place}] ({kind})")),
+                None => {
+                    return Err(ApiError::param(
+                        "tools",
+                        format!("tools[{place}] has no type, such as function"),
+                    ));
+                }
+            }
+        }
+        Ok((given, functions))
+    }
 }
 
 impl ResponsesRequest {
-    /// The conversation as chat templates read it.
-    ///
-    /// # Errors
-    /// 400 for none or too many turns.
-    pub(crate) fn conversation(&self) -> Result<Value, ApiError> {
-        let instructions = self.instructions.iter().map(|text| json!({ "role": "system", "content": text }));
-        let turns: Vec<Value> = match &self.input {
-            Input::Text(text) => vec![json!({ "role": "user", "content": text })],
-            Input::Items(items) => items.iter().map(Item::for_template).collect(),
-        };
-        if !(1..=MAX_ITEMS).contains(&turns.len()) {
-            return Err(ApiError::param("input", format!("input must be from 1 to {MAX_ITEMS} items")));
-        }
-        Ok(instructions.chain(turns).collect())
-    }
-
-    /// What it says of sampling.
+    /// The conversation, how it is continued, and the functions as they were given.
     ///
     /// # Errors
     /// 400 that names the field.
-    pub(crate) fn sampling(&self) -> Result<Sampling, ApiError> {
-        let format = self.text.as_ref().and_then(|text| text.format.clone());
-        let grammar = match format {
-            None | Some(TextFormat::Text {}) => None,
-            Some(TextFormat::JsonObject {}) => Some(grammars::schema("text", json!({ "type": "object" }))?),
-            Some(TextFormat::JsonSchema { schema, .. }) => Some(grammars::schema("text", schema)?),
+    pub(crate) fn ask(&self, app: &App, ignored: &mut Ignored) -> Result<(ChatAsk, Vec<Value>), ApiError> {
+        let fields = &self.response;
+        if fields.top_logprobs.unwrap_or(0) > 0 {
+            let message = "top_logprobs must be 0: answers of this endpoint have no logprobs";
+            return Err(ApiError::unsupported("top_logprobs", message));
+        }
+        if self.sampling.n.unwrap_or(1) != 1 {
+            return Err(ApiError::unsupported("n", "n must be 1: this endpoint gives one answer"));
+        }
+        let (given, functions) = fields.functions(ignored)?;
+        let choice = self.choice(&functions);
+        let invalid = |error| ApiError::refused(&error, "input");
+        let format = fields.text.as_ref().and_then(|text| text.format.clone());
+        let format = format.map(|format| format.grammar("text")).transpose()?.flatten();
+        let effort = fields.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
+        let ask = ChatAsk {
+            conversation: Conversation {
+                messages: self.messages(ignored)?,
+                tools: Tools::new(functions, &choice, fields.parallel_tool_calls).map_err(invalid)?,
+                options: self.template.options(app, effort),
+                grammar: self.sampling.grammar(format)?,
+                ..Conversation::default()
+            },
+            sampling: Sampling {
+                fields: self.sampling.clone(),
+                max_tokens: ("max_output_tokens", fields.max_output_tokens),
+                default_max_tokens: None,
+                logprobs: ("top_logprobs", None),
+            },
+            cache_salt: self.common.salt(),
+            field: "input",
         };
-        Ok(Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            max_tokens: ("max_output_tokens", self.max_output_tokens),
-            logprobs: ("top_logprobs", None),
-            grammar,
-            ..Sampling::default()
-        })
+        Ok((ask, given))
     }
-}
 
-impl Item {
-    fn for_template(&self) -> Value {
-        let role = match self.role {
-            ItemRole::System | ItemRole::Developer => "system",
-            ItemRole::User => "user",
-            ItemRole::Assistant => "assistant",
-        };
-        let content: String = match &self.content {
-            ItemContent::Text(text) => text.clone(),
-            ItemContent::Parts(parts) => parts
-                .iter()
-                .map(|(ItemPart::InputText { text } | ItemPart::OutputText { text })| text.as_str())
-                .collect(),
-        };
-        json!({ "role": role, "content": content })
+    /// Whether functions are called: where all tools were left out, there is nothing to choose from.
+    fn choice(&self, functions: &[Function]) -> ToolChoice {
+        let choice = self.response.tool_choice.clone().unwrap_or_default().0;
+        let had_tools = self.response.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+        if functions.is_empty() && had_tools && choice == ToolChoice::Required {
+            return ToolChoice::Auto;
+        }
+        choice
+    }
+
+    /// The conversation as chat templates read it.
+    fn messages(&self, ignored: &mut Ignored) -> Result<Value, ApiError> {
+        let instructions = self.response.instructions.iter().map(|text| Turn::new("system", text));
+        let turns = self.response.input.turns(ignored)?;
+        Ok(instructions.chain(turns).map(Turn::into_value).collect())
     }
 }

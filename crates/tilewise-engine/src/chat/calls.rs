@@ -4,21 +4,22 @@
 
 use std::ops::Range;
 
-use crate::json::{Follower, Step, is_space};
+use super::json::{Follower, Step, is_space};
+use super::reasoning::certain;
 
 /// The router's name for this form.
-pub(crate) const SYNTAX: &str = "qwen";
+pub const SYNTAX: &str = "qwen";
 
 pub(crate) const OPEN: &str = "<tool_call>";
 pub(crate) const CLOSE: &str = "</tool_call>";
 
 /// The next part of a call of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CallPart {
+pub struct CallPart {
     /// The function's, with the first part of each call.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// More of its arguments: JSON as text, as the model wrote it.
-    pub(crate) arguments: String,
+    pub arguments: String,
 }
 
 /// Takes calls out of a text, piece by piece.
@@ -27,9 +28,11 @@ pub(crate) struct CallPart {
 /// Before that, nothing of it is passed on, and what does not become a call stays in the text, tags and all. A call that
 /// breaks off keeps the arguments that it had, and what follows is text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CallReader {
+pub(super) struct CallReader {
     /// Functions that there are.
     names: Vec<String>,
+    /// Whether a text has one call at most: what follows the first is dropped.
+    one_call: bool,
     /// The end of the text so far that may become a tag.
     held: String,
     /// What stands behind a tag that is open.
@@ -94,15 +97,19 @@ enum Outcome {
 }
 
 impl CallReader {
-    pub(crate) fn new(names: Vec<String>) -> Self {
-        Self { names, held: String::new(), written: None, is_after_call: false, are_whole: None }
+    pub(super) fn new(names: Vec<String>, one_call: bool) -> Self {
+        Self { names, one_call, held: String::new(), written: None, is_after_call: false, are_whole: None }
     }
 
     /// The text that is certain once `piece` has come, and what is new of calls.
-    pub(crate) fn push(&mut self, piece: &str) -> (String, Vec<CallPart>) {
+    pub(super) fn push(&mut self, piece: &str) -> (String, Vec<CallPart>) {
         self.held.push_str(piece);
         let (mut text, mut parts) = (String::new(), Vec::new());
         loop {
+            if self.is_over() {
+                self.held.clear();
+                return (text, parts);
+            }
             if let Some(mut written) = self.written.take() {
                 written.text.push_str(&std::mem::take(&mut self.held));
                 let outcome = written.read(&self.names);
@@ -119,7 +126,7 @@ impl CallReader {
                 self.held.drain(..OPEN.len());
                 self.written = Some(Written::default());
             } else {
-                let certain = self.start_of_tag();
+                let certain = certain(&self.held, OPEN);
                 self.pass_on(certain, &mut text);
                 return (text, parts);
             }
@@ -127,7 +134,7 @@ impl CallReader {
     }
 
     /// The text that was held back, when no more comes.
-    pub(crate) fn finish(&mut self) -> String {
+    pub(super) fn finish(&mut self) -> String {
         let mut text = String::new();
         if let Some(written) = self.written.take() {
             self.leave(&written, false, &mut text);
@@ -137,8 +144,13 @@ impl CallReader {
     }
 
     /// Whether there were calls, and all of them whole.
-    pub(crate) fn has_calls(&self) -> bool {
+    pub(super) fn has_calls(&self) -> bool {
         self.are_whole == Some(true)
+    }
+
+    /// Whether the only call that may be made was made.
+    pub(super) fn is_over(&self) -> bool {
+        self.one_call && self.has_calls()
     }
 
     /// Goes on behind what was written, which stays in the text if it is no call.
@@ -160,12 +172,6 @@ impl CallReader {
         let passed = if self.is_after_call { passed.trim_start_matches('\n') } else { &passed };
         self.is_after_call &= passed.is_empty();
         text.push_str(passed);
-    }
-
-    /// The place from which on what is held may become a tag.
-    fn start_of_tag(&self) -> usize {
-        let places = self.held.char_indices().map(|(place, _)| place);
-        places.into_iter().find(|&place| OPEN.starts_with(&self.held[place..])).unwrap_or(self.held.len())
     }
 }
 
@@ -303,7 +309,7 @@ mod tests {
     type Calls = Vec<(String, String)>;
 
     fn reader() -> CallReader {
-        CallReader::new(vec!["f".to_owned(), "ü".to_owned()])
+        CallReader::new(vec!["f".to_owned(), "ü".to_owned()], false)
     }
 
     fn add(calls: &mut Calls, parts: Vec<CallPart>) {
@@ -394,8 +400,8 @@ mod tests {
         }
     }
 
-    /// A reader that has read a text at once is in the state, and has said what, one is in that has read it in two pieces,
-    /// wherever it is cut. So, piece by piece, it is the same for all ways to cut a text into any number of pieces.
+    /// Cutting a text into two pieces changes neither what a reader returned nor its state. By induction, the same holds for
+    /// any number of pieces.
     #[test]
     fn no_way_to_cut_a_text_into_pieces_changes_what_is_read() {
         for (text, ..) in cases() {
@@ -428,6 +434,22 @@ mod tests {
             let name = (at == begin).then(|| "f".to_owned());
             let want = is_argument.then(|| CallPart { name, arguments: piece.clone() });
             assert_eq!(parts, want.into_iter().collect::<Vec<_>>(), "{piece:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn one_call_is_the_end_where_only_one_may_be_made() {
+        let text = format!("say {ONE}\n{ONE} end");
+        for cut in (0..=text.len()).filter(|&cut| text.is_char_boundary(cut)) {
+            let (mut reader, mut calls) = (CallReader::new(vec!["f".to_owned()], true), Calls::new());
+            let mut said = String::new();
+            for piece in [&text[..cut], &text[cut..]] {
+                let (more, parts) = reader.push(piece);
+                said.push_str(&more);
+                add(&mut calls, parts);
+            }
+            said.push_str(&reader.finish());
+            assert_eq!((said.as_str(), calls.len(), reader.is_over()), ("say ", 1, true), "cut at {cut}");
         }
     }
 }

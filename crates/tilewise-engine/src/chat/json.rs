@@ -5,7 +5,7 @@ const MAX_DEPTH: usize = 127;
 
 /// What a byte is to a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(super) enum Step {
     /// A part of it.
     Inside,
     /// The end of it.
@@ -18,7 +18,7 @@ pub(crate) enum Step {
 
 /// Follows a value from its first byte. What it took is the beginning of some JSON at any time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Follower {
+pub(super) struct Follower {
     place: Place,
     /// What the place is in, from the outside.
     open: Vec<Container>,
@@ -94,13 +94,13 @@ impl Number {
 }
 
 /// Whether JSON may have this byte between any two of its parts.
-pub(crate) fn is_space(byte: u8) -> bool {
+pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 impl Follower {
     /// Takes the next byte. None may follow one that was not [`Step::Inside`].
-    pub(crate) fn push(&mut self, byte: u8) -> Step {
+    pub(super) fn push(&mut self, byte: u8) -> Step {
         match self.place {
             Place::Text { is_key } => return self.text(byte, is_key),
             Place::Escape { .. } | Place::Digits { .. } => return self.escape(byte),

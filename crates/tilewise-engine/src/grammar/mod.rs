@@ -3,27 +3,62 @@
 //! The matching is llguidance's: an Earley parser over lexemes whose regular expressions are derivatives, walked along the
 //! trie of the vocabulary.
 
+mod build;
+mod schema;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 
+use crate::chat::ReasoningTags;
 use crate::model::ModelSource;
 use crate::scheduler::BatchPlan;
 use crate::{Error, FinishReason, RequestId, Result};
 
+pub use schema::check_multiples;
+
 /// What a generated text has to obey, from its first character to its last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grammar {
-    /// Is JSON that a schema describes.
+    /// Is JSON that a schema describes, written as Python's `json.dumps` does unless the schema's `x-guidance` says
+    /// otherwise. Formats that are not known and keywords that cannot be enforced are ignored.
     JsonSchema(serde_json::Value),
+    /// The same, with keywords that cannot be enforced as an error.
+    StrictJsonSchema(serde_json::Value),
     /// Matches a regular expression in Rust's syntax as a whole.
     Regex(String),
     /// Is derived from the rule `start` of a grammar in llguidance's variant of Lark.
     Lark(String),
+    /// Is a call of one of these functions, as [`crate::chat`] reads it.
+    Calls {
+        /// What may be called.
+        functions: Vec<Call>,
+        /// Whether more calls may follow.
+        several: bool,
+    },
+    /// Is free up to the end of the model's reasoning and obeys a grammar from there on.
+    AfterReasoning {
+        /// How the model marks its reasoning.
+        tags: ReasoningTags,
+        /// Whether the prompt has opened it; if not, there may be none.
+        is_open: bool,
+        /// What follows.
+        then: Box<Grammar>,
+    },
+}
+
+/// A function that a text may call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// Its name: letters, digits, `_` and `-`.
+    pub name: String,
+    /// The schema of its arguments. References begin at its own root.
+    pub schema: serde_json::Value,
+    /// As for [`Grammar::StrictJsonSchema`].
+    pub strict: bool,
 }
 
 /// The tokens that some rows of logits may draw.
@@ -91,19 +126,14 @@ impl GrammarCompiler {
     /// What texts follow.
     ///
     /// # Errors
-    /// [`Error::Grammar`] for one that cannot be compiled, [`Error::Unsupported`] if the model has no end-of-text token or
-    /// a tokenizer whose tokens are no bytes, [`Error::File`] if it has no tokenizer.
+    /// [`Error::Grammar`] for one that cannot be compiled, [`Error::Tools`] for a function whose schema cannot be,
+    /// [`Error::Unsupported`] if the model has no end-of-text token or a tokenizer whose tokens are no bytes,
+    /// [`Error::File`] if it has no tokenizer.
     pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar> {
         let factory = self.factory()?;
-        let top = match grammar {
-            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
-            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
-        };
-        let matcher = Matcher::new(factory.create_parser(top));
+        let matcher = Matcher::new(factory.create_parser(build::top_level(grammar)));
         match matcher.get_error() {
-            // It shows the place in the grammar, on lines of its own.
-            Some(why) => Err(Error::Grammar(sentence(&why))),
+            Some(why) => Err(refusal(&factory, grammar, &why)),
             None => {
                 let vocab_size = factory.tok_env().tok_trie().vocab_size();
                 Ok(CompiledGrammar { start: Arc::new(matcher), vocab_size })
@@ -184,6 +214,38 @@ impl Grammars {
             Err(why) => Some(FinishReason::Ungrammatical(sentence(&why.to_string()))),
             Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),
         }
+    }
+}
+
+/// Why a grammar cannot be compiled, in words for whoever wrote it: `why` shows the place in our own text.
+fn refusal(factory: &ParserFactory, grammar: &Grammar, why: &str) -> Error {
+    match grammar {
+        Grammar::AfterReasoning { then, .. } => refusal(factory, then, why),
+        Grammar::Calls { functions, .. } => {
+            let wrong = functions.iter().find_map(|Call { name, schema, strict }| {
+                let alone = match strict {
+                    true => Grammar::StrictJsonSchema(schema.clone()),
+                    false => Grammar::JsonSchema(schema.clone()),
+                };
+                let why = Matcher::new(factory.create_parser(build::top_level(&alone))).get_error()?;
+                Some(format!("the parameters of {name:?}: {}", schema_sentence(&why)))
+            });
+            Error::Tools(wrong.unwrap_or_else(|| "their schemas are too large together".to_owned()))
+        }
+        Grammar::JsonSchema(_) | Grammar::StrictJsonSchema(_) => Error::Grammar(schema_sentence(why)),
+        Grammar::Regex(_) | Grammar::Lark(_) => Error::Grammar(sentence(why)),
+    }
+}
+
+/// An error of a schema on one line.
+fn schema_sentence(why: &str) -> String {
+    let why = sentence(why);
+    let keys = why.split_once("Unimplemented keys: [").and_then(|(_, keys)| Some(keys.split_once(']')?.0));
+    match keys {
+        Some(keys) => {
+            format!("keywords that cannot be enforced: {keys}; leave them out, or leave out strict")
+        }
+        None => why,
     }
 }
 
