@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{model_folder, open, qwen3, safetensors, small, tensor, tiny_config, write_model};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use tilewise_engine::model::{ModelConfig, ModelSource, Weights};
+use tilewise_engine::model::{ModelConfig, ModelSource, SamplingDefaults, Weights};
 use tilewise_engine::{Engine, GenerateRequest};
 
 /// The error of loading a folder, checked to say all of `words`.
@@ -302,4 +302,53 @@ fn weights_inside_the_program_equal_those_of_a_file() {
     );
     let error = Weights::from_bytes("embedded", &bytes[..bytes.len() - 2]).err().unwrap().to_string();
     assert!(error.contains("embedded: tensor model.norm.weight"), "{error}");
+}
+
+/// A configuration with what a `generation_config.json` adds.
+fn with_generation(generation: &Value) -> ModelConfig {
+    let config = ModelConfig::from_json("config.json", &tiny_config().to_string()).unwrap();
+    config.with_generation_config("generation_config.json", &generation.to_string()).unwrap()
+}
+
+#[test]
+fn sampling_defaults_are_those_of_the_generation_config() {
+    let read = |generation: Value| {
+        let config = with_generation(&generation);
+        assert_eq!(config.notes, [""; 0], "{generation}");
+        config.sampling_defaults
+    };
+    let none = SamplingDefaults::default();
+    assert_eq!(read(json!({})), none);
+    let all = json!({
+        "do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "repetition_penalty": 1.05
+    });
+    let want = SamplingDefaults {
+        temperature: Some(0.6),
+        top_p: Some(0.95),
+        top_k: Some(20),
+        min_p: Some(0.0),
+        repetition_penalty: Some(1.05),
+    };
+    assert_eq!(read(all), want);
+    let greedy = SamplingDefaults { temperature: Some(0.0), ..none };
+    assert_eq!(read(json!({ "do_sample": false, "temperature": 0.7 })), greedy);
+    assert_eq!(read(json!({ "temperature": 0.7 })).temperature, Some(0.7));
+    for all_tokens in [json!(0), json!(-1), json!(null)] {
+        assert_eq!(read(json!({ "top_k": all_tokens })), none);
+    }
+}
+
+#[test]
+fn sampling_defaults_that_mean_nothing_are_ignored_with_a_note_that_names_the_key() {
+    let values = [json!(-3), json!("0.7"), json!([1]), json!(1e300), json!(true)];
+    for key in ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"] {
+        for value in &values {
+            let config = with_generation(&json!({ key: value }));
+            assert_eq!(config.sampling_defaults, SamplingDefaults::default(), "{key} {value}");
+            let [note] = &config.notes[..] else { panic!("{:?}", config.notes) };
+            for word in ["generation_config.json", key, "ignored", &value.to_string()] {
+                assert!(note.contains(word), "{note:?} does not say {word:?}");
+            }
+        }
+    }
 }

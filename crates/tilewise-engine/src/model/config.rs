@@ -1,10 +1,15 @@
 //! Sizes of a model, from Hugging Face's `config.json`.
 
+mod fields;
+mod sampling;
+
 use serde_json::{Map, Value};
 use tilewise::DType;
 
-use crate::model::{FAMILIES, Family};
+use crate::model::Family;
 use crate::{Error, Result};
+use fields::Fields;
+pub use sampling::SamplingDefaults;
 
 /// The sizes and constants of a decoder.
 #[derive(Debug, Clone)]
@@ -39,6 +44,10 @@ pub struct ModelConfig {
     pub eos_ids: Vec<u32>,
     /// Element type that the file declares.
     pub dtype: Option<DType>,
+    /// How the model's makers want tokens to be drawn.
+    pub sampling_defaults: SamplingDefaults,
+    /// What the files say that is set aside, each in a sentence for whoever loads the model.
+    pub notes: Vec<String>,
 }
 
 impl ModelConfig {
@@ -77,17 +86,21 @@ impl ModelConfig {
             attention_bias: fields.flag("attention_bias")?,
             eos_ids: fields.token_ids("eos_token_id", vocab_size)?,
             dtype: fields.dtype()?,
+            sampling_defaults: SamplingDefaults::default(),
+            notes: Vec::new(),
         })
     }
 
     /// Takes the end-of-text tokens from Hugging Face's `generation_config.json`, which come before those of
-    /// `config.json`, if it names any.
+    /// `config.json`, if it names any, and the sampling defaults.
     ///
     /// # Errors
     /// [`Error::File`] if it is not what it should be.
     pub fn with_generation_config(mut self, file: &str, json: &str) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(json).map_err(|e| Error::file(file, e))?;
-        let ids = Fields { file, object: &object }.token_ids("eos_token_id", self.vocab_size)?;
+        let fields = Fields { file, object: &object };
+        self.sampling_defaults = SamplingDefaults::read(&fields, &mut self.notes);
+        let ids = fields.token_ids("eos_token_id", self.vocab_size)?;
         if !ids.is_empty() {
             self.eos_ids = ids;
         }
@@ -107,136 +120,5 @@ impl ModelConfig {
     /// Bytes that one token's keys and values take in all layers.
     pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
         2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.size()
-    }
-}
-
-/// Reads fields of a JSON object whose every value may be hostile.
-struct Fields<'a> {
-    file: &'a str,
-    object: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn wrong(&self, key: &str, why: impl std::fmt::Display) -> Error {
-        Error::file(self.file, format!("{key}: {why}"))
-    }
-
-    /// The value of a key that is present and not null.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|value| !value.is_null())
-    }
-
-    fn size(&self, key: &str, max: usize, default: Option<usize>) -> Result<usize> {
-        let Some(value) = self.get(key) else {
-            return default.ok_or_else(|| self.wrong(key, "is missing"));
-        };
-        let size = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
-        size.ok_or_else(|| self.wrong(key, format!("must be an integer from 1 to {max}, got {value}")))
-    }
-
-    fn number(&self, key: &str, range: std::ops::RangeInclusive<f64>) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64().filter(|x| range.contains(x)) {
-            Some(x) => Ok(Some(x)),
-            None => {
-                let (low, high) = (range.start(), range.end());
-                Err(self.wrong(key, format!("must be a number from {low} to {high}, got {value}")))
-            }
-        }
-    }
-
-    fn flag(&self, key: &str) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(value) => {
-                value.as_bool().ok_or_else(|| self.wrong(key, format!("must be true or false, got {value}")))
-            }
-        }
-    }
-
-    fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>> {
-        let ids: Vec<&Value> = match self.get(key) {
-            None => Vec::new(),
-            Some(Value::Array(ids)) => ids.iter().collect(),
-            Some(id) => vec![id],
-        };
-        let id = |value: &Value| {
-            let id =
-                value.as_u64().filter(|&id| id < vocab_size as u64).and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| self.wrong(key, format!("must be token ids below {vocab_size}, got {value}")))
-        };
-        ids.into_iter().map(id).collect()
-    }
-
-    fn family(&self) -> Result<&'static Family> {
-        let known = || FAMILIES.iter().map(|family| family.architecture).collect::<Vec<_>>().join(", ");
-        let Some(Value::Array(names)) = self.get("architectures") else {
-            return Err(self.wrong("architectures", format!("must be a list with one of {}", known())));
-        };
-        let family = FAMILIES.iter().find(|family| names.iter().any(|name| name == family.architecture));
-        family.ok_or_else(|| {
-            let names = names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            Error::unsupported(
-                format!("the architecture {names}"),
-                format!("{} has none of: {}", self.file, known()),
-            )
-        })
-    }
-
-    /// Refuses what would change the result if it were ignored.
-    fn refuse_unsupported(&self) -> Result<()> {
-        let refuse = |key: &str, value: &Value, why: &str| {
-            Err(Error::unsupported(format!("{key} = {value}"), format!("{} asks for it; {why}", self.file)))
-        };
-        if let Some(value) = self.get("hidden_act").filter(|value| *value != "silu") {
-            return refuse("hidden_act", value, "only silu is built");
-        }
-        if self.flag("use_sliding_window")? {
-            return refuse(
-                "use_sliding_window",
-                &Value::Bool(true),
-                "this family attends to every earlier token here",
-            );
-        }
-        for key in ["rope_scaling", "rope_parameters"] {
-            let kind = self.get(key).and_then(|rope| rope.get("rope_type").or_else(|| rope.get("type")));
-            if let Some(kind) = kind.filter(|kind| *kind != "default") {
-                return refuse(&format!("{key}.rope_type"), kind, "only unscaled rotary positions are built");
-            }
-            let partial = self.get(key).and_then(|rope| rope.get("partial_rotary_factor"));
-            if let Some(factor) = partial.filter(|factor| factor.as_f64() != Some(1.0)) {
-                return refuse(
-                    &format!("{key}.partial_rotary_factor"),
-                    factor,
-                    "only whole heads are rotated",
-                );
-            }
-        }
-        if let Some(value) = self.get("rope_scaling").filter(|value| value.get("factor").is_some()) {
-            return refuse("rope_scaling", value, "only unscaled rotary positions are built");
-        }
-        if let Some(value) = self.get("quantization_config") {
-            return refuse("quantization_config", value, "give weights in f32, f16 or bf16");
-        }
-        Ok(())
-    }
-
-    /// `rope_theta`, which newer files keep under `rope_parameters`.
-    fn rope_theta(&self) -> Result<f64> {
-        let range = 1.0..=1e12;
-        if let Some(Value::Object(object)) = self.get("rope_parameters")
-            && let Some(theta) = (Fields { file: self.file, object }).number("rope_theta", range.clone())?
-        {
-            return Ok(theta);
-        }
-        Ok(self.number("rope_theta", range)?.unwrap_or(10_000.0))
-    }
-
-    fn dtype(&self) -> Result<Option<DType>> {
-        let Some(value) = self.get("dtype").or_else(|| self.get("torch_dtype")) else { return Ok(None) };
-        let dtype = value.as_str().and_then(|name| name.parse().ok());
-        dtype
-            .map(Some)
-            .ok_or_else(|| self.wrong("dtype", format!("must be float32, float16 or bfloat16, got {value}")))
     }
 }

@@ -8,7 +8,7 @@ mod weights;
 
 use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, Tensor};
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, SamplingDefaults};
 pub use families::{FAMILIES, Family};
 pub use source::{EmbeddedModel, ModelSource};
 pub use weights::{Loader, Progress, TensorInfo, Weights};
