@@ -3,6 +3,7 @@
 mod config;
 pub mod families;
 mod files;
+pub mod hub;
 pub mod layers;
 mod source;
 mod weights;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{ModelConfig, Weights, files};
+use super::{ModelConfig, Weights, files, hub};
 use crate::cache::keys::NAME_BYTES;
 use crate::tokenizer::{SpecialTokens, Tokenizer, TokenizerFiles};
 use crate::{Error, Result};
@@ -41,8 +41,18 @@ impl ModelSource {
     /// What to call it in messages.
     pub fn name(&self) -> String {
         match self {
-            Self::Folder(folder) | Self::Dummy(folder) => folder.display().to_string(),
+            Self::Folder(folder) | Self::Dummy(folder) => {
+                self.repository().unwrap_or_else(|| folder.display().to_string())
+            }
             Self::Embedded(model) => model.name.to_owned(),
+        }
+    }
+
+    /// `org/name`, where the folder is a snapshot in a Hugging Face cache.
+    pub fn repository(&self) -> Option<String> {
+        match self {
+            Self::Folder(folder) | Self::Dummy(folder) => hub::repository_of(folder),
+            Self::Embedded(_) => None,
         }
     }
 
@@ -51,7 +61,8 @@ impl ModelSource {
         let name = match self {
             Self::Folder(folder) | Self::Dummy(folder) => {
                 let whole = folder.canonicalize().unwrap_or_else(|_| folder.clone());
-                whole.file_name().map(|name| name.to_string_lossy().into_owned())
+                let name = || whole.file_name().map(|name| name.to_string_lossy().into_owned());
+                self.repository().map(|name| name.replace('/', "_")).or_else(name)
             }
             Self::Embedded(model) => Some(model.name.to_owned()),
         };
