@@ -227,10 +227,14 @@ fn generation_tags_write_nothing_and_trim_white_space_as_they_say() {
 }
 
 /// A tokenizer with a template in each of these places.
-fn with_templates(config: Value, jinja: Option<&str>, json: Option<&str>) -> Tokenizer {
+fn with_templates(
+    config: impl std::borrow::Borrow<Value>,
+    jinja: Option<&str>,
+    json: Option<&str>,
+) -> Tokenizer {
     Tokenizer::from_files(&TokenizerFiles {
         tokenizer: byte_tokenizer_json().to_string().as_bytes(),
-        config: Some(&config.to_string()),
+        config: Some(&config.borrow().to_string()),
         template: jinja,
         template_json: json,
         ..TokenizerFiles::default()

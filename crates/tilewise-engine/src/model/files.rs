@@ -110,4 +110,5 @@ pub(super) fn instead_of_model(names: &[String], lacks: &str, base: Option<&str>
 const PICKLES: [&str; 3] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
 
 /// What to do instead of giving another format.
-pub(super) const GET_SAFETENSORS: &str = "give a model with safetensors weights, its folder or org/name on the hub";
+pub(super) const GET_SAFETENSORS: &str =
+    "give a model with safetensors weights, its folder or org/name on the hub";

@@ -3,9 +3,9 @@
 mod functions;
 mod source;
 
-use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -132,6 +132,10 @@ fn environment() -> Result<Environment<'static>> {
 /// The template's own complaint, on one line.
 fn sentence(error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
+    if error.kind() == ErrorKind::OutOfFuel {
+        let why = "it runs too long or makes too much text, and is out of fuel";
+        return Error::Template(format!("{why}{line}; give shorter messages, or another template"));
+    }
     let text = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     Error::Template(format!("{text}{line}"))
 }

@@ -51,6 +51,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::from_files`].
+    #[expect(clippy::needless_pass_by_value, reason = "callers have a template of their own to give")]
     pub fn from_bytes(json: &[u8], config: Option<&str>, template: Option<String>) -> Result<Self> {
         let template = template.as_deref();
         Self::from_files(&TokenizerFiles { tokenizer: json, config, template, ..TokenizerFiles::default() })
@@ -187,7 +188,7 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
     }
 }
 
-fn in_tokenizer(why: String) -> Error {
+fn in_tokenizer(why: impl std::fmt::Display) -> Error {
     Error::Tokenizer(format!("tokenizer.json cannot be used: {why}"))
 }
 

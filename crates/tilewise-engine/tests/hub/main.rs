@@ -337,6 +337,17 @@ fn a_hub_that_is_not_there_is_said_to_be_so() {
 }
 
 #[test]
+fn a_cache_that_lacks_no_weights_serves_when_the_hub_does_not() {
+    let case = Case::new();
+    let folder = case.fetched();
+    fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
+    case.hub.fail("/api/models", [Fault::Status(404, &[])]);
+    assert_eq!(case.locate("org/name").unwrap(), folder);
+    assert!(!folder.join("tokenizer_config.json").exists());
+    assert_eq!(case.fetched(), folder, "the hub gives what lacks, when it can");
+}
+
+#[test]
 fn two_that_fetch_the_same_model_get_it_both() {
     let case = Case::new();
     std::thread::scope(|scope| {

@@ -112,7 +112,9 @@ pub fn locate(
         let why = format!("{lacks}, and HF_HUB_OFFLINE is set; unset it, or give the model's folder");
         return Err(Error::hub(&wanted, why));
     }
-    download::fetch(hub, &wanted, &repository, report)
+    // What not every model has is not worth a failure: weights that are here run.
+    let whole = cached.filter(|snapshot| cache::lacks(snapshot, false).is_none());
+    download::fetch(hub, &wanted, &repository, report).or_else(|error| whole.ok_or(error))
 }
 
 /// The folder at a path that is there.
