@@ -1,6 +1,9 @@
 //! The only reader of the command line and of what surrounds the program.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+
+use tilewise_engine::model::hub::HubConfig;
 
 /// What the shell gave.
 pub(crate) struct Environment {
@@ -14,6 +17,34 @@ impl Environment {
     /// Reads it.
     pub(crate) fn read() -> Self {
         Self { args: std::env::args_os().collect(), api_key: std::env::var("TILEWISE_API_KEY").ok() }
+    }
+}
+
+/// How the Hugging Face hub is reached and where its cache is: by the variables that its Python library reads.
+pub(crate) fn hub() -> HubConfig {
+    let text = |name: &str| std::env::var(name).ok().map(|text| text.trim().to_owned());
+    let text = |name: &str| text(name).filter(|text| !text.is_empty());
+    let first = |names: &[&str]| names.iter().find_map(|name| text(name));
+    let path = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let home = || path("HOME").or_else(|| path("USERPROFILE")).unwrap_or_default();
+    let cache = || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
+    let hf_home = path("HF_HOME").unwrap_or_else(|| cache().join("huggingface"));
+    let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+    let written = || std::fs::read_to_string(token_file).ok().map(|token| token.trim().to_owned());
+    let is_set = |text: String| ["1", "ON", "YES", "TRUE"].contains(&text.to_uppercase().as_str());
+    let is_disabled = text("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_set);
+    let token = first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).or_else(written);
+    let default = HubConfig::default();
+    HubConfig {
+        endpoint: text("HF_ENDPOINT").unwrap_or(default.endpoint),
+        cache: path("HF_HUB_CACHE")
+            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+            .unwrap_or_else(|| hf_home.join("hub")),
+        token: token.filter(|token| !token.is_empty() && !is_disabled),
+        offline: first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(is_set),
+        proxy: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+        no_proxy: first(&["NO_PROXY", "no_proxy"]),
+        ..default
     }
 }
 

@@ -1,62 +1,91 @@
 //! Opening devices and models.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tilewise::Device;
 use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
-use tilewise_engine::model::ModelSource;
+use tilewise_engine::model::{ModelSource, hub};
 use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
 
-use crate::args::{DeviceArgs, EngineArgs, LoadFormat, SpeculationArgs, TierArgs};
+use crate::args::{DeviceArgs, EngineArgs, LoadFormat, ModelArgs, SpeculationArgs, TierArgs};
 use crate::embedded::{DEMO, DRAFT};
+use crate::env;
 use crate::error::CliError;
-use crate::progress::LoadingBar;
+use crate::progress::{DownloadBar, LoadingBar};
 
 /// The device that the command line names.
 pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError> {
     Ok(tilewise::open(&args.device, args.threads)?)
 }
 
-/// The folder given, or the embedded model.
-pub(crate) fn source(folder: Option<&Path>) -> ModelSource {
-    match folder {
-        Some(folder) => ModelSource::Folder(folder.to_owned()),
+/// The model that the command line names, fetched if need be, or the embedded one.
+///
+/// # Errors
+/// As [`hub::locate`].
+pub(crate) fn source(model: &ModelArgs) -> Result<ModelSource, CliError> {
+    Ok(match folder(model)? {
+        Some(folder) => ModelSource::Folder(folder),
         None => ModelSource::Embedded(DEMO),
+    })
+}
+
+/// The model that the command line names with its weights or with random ones, or the embedded one.
+///
+/// # Errors
+/// As [`source`]; [`CliError::Usage`] where random weights have no folder with a `config.json`.
+pub(crate) fn source_of(format: LoadFormat, model: &ModelArgs) -> Result<ModelSource, CliError> {
+    match format {
+        LoadFormat::Auto => source(model),
+        LoadFormat::Dummy => match folder(model)? {
+            Some(folder) => Ok(ModelSource::Dummy(folder)),
+            None => Err(CliError::Usage(
+                "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
+            )),
+        },
     }
 }
 
-/// The folder given with its weights or with random ones, or the embedded model.
-///
-/// # Errors
-/// [`CliError::Usage`] where random weights have no folder with a `config.json`.
-pub(crate) fn source_of(format: LoadFormat, folder: Option<&Path>) -> Result<ModelSource, CliError> {
-    match (format, folder) {
-        (LoadFormat::Auto, folder) => Ok(source(folder)),
-        (LoadFormat::Dummy, Some(folder)) => Ok(ModelSource::Dummy(folder.to_owned())),
-        (LoadFormat::Dummy, None) => Err(CliError::Usage(
-            "--load-format dummy needs --model-path, a folder with a config.json".to_owned(),
-        )),
+/// The folder of the model that the command line names.
+fn folder(model: &ModelArgs) -> Result<Option<PathBuf>, CliError> {
+    let revision = model.revision.as_deref();
+    let Some(path) = &model.path else {
+        return match revision {
+            Some(_) => Err(CliError::Usage("--revision needs --model org/name".to_owned())),
+            None => Ok(None),
+        };
+    };
+    let mut bar = DownloadBar::default();
+    Ok(Some(hub::locate(path, revision, &env::hub(), &mut |download| bar.report(download))?))
+}
+
+/// Prints what a model's files say that is set aside.
+pub(crate) fn print_notes(notes: &[String]) {
+    for note in notes {
+        eprintln!("tilewise: note: {note}");
     }
 }
 
 /// What the command line says of speculative decoding.
-pub(crate) fn speculation(args: &SpeculationArgs) -> Option<Speculation> {
+///
+/// # Errors
+/// As [`hub::locate`], of the model that makes drafts.
+pub(crate) fn speculation(args: &SpeculationArgs) -> Result<Option<Speculation>, CliError> {
     let drafter = match args.speculate.to_str() {
-        Some("off") => return None,
+        Some("off") => return Ok(None),
         Some("lookup") => Drafter::PromptLookup,
         Some("embedded") => Drafter::Model(ModelSource::Embedded(DRAFT)),
-        _ => Drafter::Model(ModelSource::Folder(args.speculate.clone())),
+        _ => Drafter::Model(source(&ModelArgs { path: Some(args.speculate.clone()), revision: None })?),
     };
     let length = if args.fixed_drafts { DraftLength::Fixed } else { DraftLength::Adaptive };
-    Some(Speculation { drafter, max_drafts: args.max_drafts, length, branches: args.draft_branches })
+    Ok(Some(Speculation { drafter, max_drafts: args.max_drafts, length, branches: args.draft_branches }))
 }
 
 /// How the command line wants an engine to serve.
 ///
 /// # Errors
-/// As [`tiers`].
+/// As [`tiers`] and [`speculation`].
 pub(crate) fn engine_config(args: &EngineArgs) -> Result<EngineConfig, CliError> {
     Ok(EngineConfig {
         dtype: args.dtype.0,
@@ -69,7 +98,7 @@ pub(crate) fn engine_config(args: &EngineArgs) -> Result<EngineConfig, CliError>
         preemption: args.swap_space.map_or(Preemption::Recompute, |bytes| Preemption::Swap {
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
         }),
-        speculation: speculation(&args.speculation),
+        speculation: speculation(&args.speculation)?,
         tiers: tiers(&args.tiers)?,
         ..EngineConfig::default()
     })
@@ -92,7 +121,10 @@ pub(crate) fn load(
     config: &EngineConfig,
 ) -> Result<Engine, CliError> {
     let bar = LoadingBar::new();
-    Ok(Engine::new(device.clone(), source, config, &mut |progress| bar.report(progress))?)
+    let engine = Engine::new(device.clone(), source, config, &mut |progress| bar.report(progress))?;
+    drop(bar);
+    print_notes(engine.notes());
+    Ok(engine)
 }
 
 /// The tiers that the command line names, fastest first.

@@ -76,7 +76,7 @@ fn bad_usage_exits_with_2_and_one_sentence() {
 
 #[test]
 fn what_cannot_be_done_exits_with_1_and_one_sentence() {
-    refused(&["generate", "a", "--model", "/no/such/folder"], 1, &["/no/such/folder/config.json"]);
+    refused(&["generate", "a", "--model", "/no/such/folder"], 1, &["/no/such/folder", "org/name"]);
     refused(&["generate", "a", "--device", "tpu"], 1, &["tpu", "auto, cpu, gpu or gpu:N"]);
     refused(&["generate", "a", "--device", "gpu:x"], 1, &["gpu:x", "auto, cpu, gpu or gpu:N"]);
     refused(&["generate", "a", "--device", "gpu:99"], 1, &["gpu:99", "this machine has", "GPU adapter"]);

@@ -88,5 +88,5 @@ fn what_would_be_unsafe_or_means_nothing_is_refused() {
     refused(&["serve", "--host", "0.0.0.0"], 2, &["API key", "insecure"]);
     refused(&["serve", "--tool-call-parser", "none-such"], 2, &["none-such"]);
     refused(&["serve", "--max-requests", "0"], 2, &["at least 1"]);
-    refused(&["serve", "--model", "/nowhere"], 1, &["tokenizer.json"]);
+    refused(&["serve", "--model", "/nowhere"], 1, &["/nowhere", "no such folder"]);
 }

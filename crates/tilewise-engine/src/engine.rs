@@ -136,6 +136,11 @@ impl Engine {
         Ok(engine)
     }
 
+    /// What the model's files say that is set aside, each in a sentence for whoever loads it.
+    pub fn notes(&self) -> &[String] {
+        &self.model.config().notes
+    }
+
     /// Queues a request and names it.
     ///
     /// # Errors

@@ -20,6 +20,14 @@ pub enum Error {
         /// What it is for instead.
         why: String,
     },
+    /// A model of the Hugging Face hub cannot be had: do what it says.
+    #[error("{model}: {why}")]
+    Hub {
+        /// The model, as it was named.
+        model: String,
+        /// What stood in the way.
+        why: String,
+    },
     /// A tensor is missing, has another shape or type, or lies outside its file: fetch the file again.
     #[error("{file}: tensor {tensor}: {why}")]
     Tensor {
@@ -81,6 +89,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn file(file: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Self::File { file: file.into(), why: why.to_string() }
+    }
+
+    pub(crate) fn hub(model: &impl std::fmt::Display, why: impl Into<String>) -> Self {
+        Self::Hub { model: model.to_string(), why: why.into() }
     }
 
     pub(crate) fn unsupported(what: impl Into<String>, why: impl Into<String>) -> Self {

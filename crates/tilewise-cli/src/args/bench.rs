@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{WeightDType, range, weight_dtype};
-use super::{DeviceArgs, EngineArgs, Format, LoadFormat, PolicyArgs, ShapeArgs};
+use super::{DeviceArgs, EngineArgs, Format, LoadFormat, ModelArgs, PolicyArgs, ShapeArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchAttentionArgs {
@@ -34,9 +34,8 @@ pub(crate) struct BenchAttentionArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchOneBatchArgs {
-    /// A Hugging Face folder; the embedded model unless given
-    #[arg(long, visible_alias = "model", value_name = "DIR")]
-    pub(crate) model_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     /// Where the weights come from
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) load_format: LoadFormat,

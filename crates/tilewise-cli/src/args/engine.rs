@@ -23,12 +23,23 @@ pub(crate) struct PolicyArgs {
     pub(crate) policy: Option<PathBuf>,
 }
 
+/// Which model.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ModelArgs {
+    /// A model: its folder, or org/name[@revision] on the Hugging Face hub; the embedded one unless given
+    #[arg(long = "model", visible_alias = "model-path", value_name = "DIR|ORG/NAME")]
+    pub(crate) path: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+}
+
 /// Several tokens of a sequence in one step. The text is the same.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SpeculationArgs {
     /// Guess tokens and verify several in a step: by what followed before in the text (lookup), by the embedded model's
-    /// draft (embedded) or by a smaller model's folder
-    #[arg(long, default_value = "off", value_name = "off|lookup|embedded|DIR")]
+    /// draft (embedded) or by a smaller model, its folder or org/name
+    #[arg(long, default_value = "off", value_name = "off|lookup|embedded|MODEL")]
     pub(crate) speculate: PathBuf,
     /// Tokens of a sequence that are guessed at most
     #[arg(long, default_value_t = 8, value_name = "N")]
@@ -75,16 +86,15 @@ pub(crate) struct TierArgs {
 pub(crate) enum LoadFormat {
     /// The folder's safetensors
     Auto,
-    /// Random weights for the folder's config.json, which needs no other file
+    /// Random weights for the folder's config.json, which needs no other file but, to serve, a tokenizer.json
     Dummy,
 }
 
 /// A model and how an engine serves it.
 #[derive(Debug, Args)]
 pub(crate) struct EngineArgs {
-    /// A Hugging Face folder; the embedded model unless given
-    #[arg(long, visible_alias = "model-path", value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     /// Where the weights come from
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) load_format: LoadFormat,

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{WeightDType, weight_dtype};
-use super::{DeviceArgs, Format, PolicyArgs, SpeculationArgs, TierArgs};
+use super::{DeviceArgs, Format, ModelArgs, PolicyArgs, SpeculationArgs, TierArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// The text to continue
     #[arg(required_unless_present = "token_ids")]
     pub(crate) prompt: Option<String>,
-    /// A Hugging Face folder; the embedded model unless given
-    #[arg(long, value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]

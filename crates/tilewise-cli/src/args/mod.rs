@@ -14,7 +14,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tilewise::DType;
 
 pub(crate) use bench::{BenchAttentionArgs, BenchOneBatchArgs, BenchServingOfflineArgs};
-pub(crate) use engine::{DeviceArgs, EngineArgs, LoadFormat, PolicyArgs, SpeculationArgs, TierArgs};
+pub(crate) use engine::{
+    DeviceArgs, EngineArgs, LoadFormat, ModelArgs, PolicyArgs, SpeculationArgs, TierArgs,
+};
 pub(crate) use generate::GenerateArgs;
 pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use shape::{Layout, ShapeArgs};
@@ -107,8 +109,12 @@ pub(crate) struct ExplainArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A Hugging Face folder; the embedded model unless given
+    /// A model: its folder, or org/name[@revision] on the Hugging Face hub; the embedded one unless given
+    #[arg(value_name = "DIR|ORG/NAME")]
     pub(crate) model: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// How to print

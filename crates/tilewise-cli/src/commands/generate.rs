@@ -41,7 +41,7 @@ struct Generated {
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let device = super::open_device(&args.device, &args.policy)?;
-    let source = model::source(args.model.as_deref());
+    let source = model::source(&args.model)?;
     let sizes = source.config()?;
     let (tokenizer, prompt) = read_prompt(args, &source)?;
     let room = sizes.max_positions.saturating_sub(prompt.len());
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let reader = Reader { tokenizer: tokenizer.as_ref(), text: TextStream::new(args.stop.clone()) };
     let tokens = request.prompt.len().saturating_add(max_new_tokens).min(room + request.prompt.len());
     let kv = KvBudget::Tokens(tokens);
-    let speculation = model::speculation(&args.speculation);
+    let speculation = model::speculation(&args.speculation)?;
     let tiers = model::tiers(&args.tiers)?;
     let dtype = args.dtype.0;
     let config = EngineConfig { dtype, kv, max_running: 1, tiers, speculation, ..EngineConfig::default() };

@@ -5,8 +5,10 @@ use std::io::Write;
 
 use serde::Serialize;
 use tilewise::{DType, KvCacheConfig};
+use tilewise_engine::model::SamplingDefaults;
+use tilewise_engine::tokenizer::Tokenizer;
 
-use crate::args::{Format, InspectArgs};
+use crate::args::{Format, InspectArgs, ModelArgs};
 use crate::error::CliError;
 use crate::model;
 
@@ -28,13 +30,38 @@ struct Report {
     /// Bytes of weights in the files, by element type.
     weight_bytes_by_dtype: BTreeMap<String, usize>,
     weight_bytes: usize,
-    /// `None` where there is no tokenizer.
+    /// `None` where there is no tokenizer, or none that can be used.
     tokenizer_tokens: Option<usize>,
     chat_template: bool,
+    /// Tokens that end a text.
+    end_tokens: Vec<u32>,
+    /// How requests draw tokens that do not say it.
+    sampling_defaults: Sampling,
+    /// What the files say that is set aside.
+    notes: Vec<String>,
+    /// What text cannot be generated without.
+    problems: Vec<String>,
     device: String,
     device_memory_bytes: usize,
     fits: bool,
     kv: Vec<KvReport>,
+}
+
+/// The model's own sampling; `None` is said nowhere.
+#[derive(Debug, Serialize)]
+struct Sampling {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+}
+
+impl Sampling {
+    fn of(defaults: &SamplingDefaults) -> Self {
+        let SamplingDefaults { temperature, top_p, top_k, min_p, repetition_penalty } = *defaults;
+        Self { temperature, top_p, top_k, min_p, repetition_penalty }
+    }
 }
 
 /// What a cache of one element type costs.
@@ -53,15 +80,28 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
         Format::Json => writeln!(out, "{}", super::json_line(&report)?)?,
         Format::Text => print(&report, &mut out)?,
     }
-    Ok(())
+    // What can be said is said; what generating would fail by fails here too.
+    match report.problems.into_iter().next() {
+        Some(problem) => Err(CliError::Failed(problem)),
+        None => Ok(()),
+    }
 }
 
 fn inspect(args: &InspectArgs) -> Result<Report, CliError> {
     let device = model::open_device(&args.device)?;
-    let source = model::source(args.model.as_deref());
-    let config = source.config()?;
-    let weights = source.weights()?;
-    let tokenizer = source.tokenizer().ok();
+    let source = model::source(&ModelArgs { path: args.model.clone(), revision: args.revision.clone() })?;
+    let (config, weights) = source.open()?;
+    let (mut notes, mut problems) = (config.notes.clone(), Vec::new());
+    let tokenizer = if source.has_tokenizer() { Some(source.tokenizer()) } else { None };
+    let tokenizer = tokenizer.and_then(|tokenizer| tokenizer.map_err(|e| problems.push(e.to_string())).ok());
+    let template = tokenizer.as_ref().map(Tokenizer::chat_template);
+    if let Some(tokenizer) = &tokenizer {
+        notes.extend_from_slice(tokenizer.notes());
+        // A model without a template has nothing that is wrong.
+        if let Some(why) = tokenizer.template_error() {
+            notes.push(format!("chats are refused: {why}"));
+        }
+    }
     let mut by_dtype = BTreeMap::new();
     let (mut tensors, mut parameters) = (0, 0);
     for tensor in weights.tensors() {
@@ -101,7 +141,11 @@ fn inspect(args: &InspectArgs) -> Result<Report, CliError> {
         weight_bytes_by_dtype: by_dtype,
         weight_bytes: weights.total_bytes(),
         tokenizer_tokens: tokenizer.as_ref().map(|tokenizer| tokenizer.vocab_size()),
-        chat_template: tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.chat_template().is_ok()),
+        chat_template: template.is_some_and(|template| template.is_ok()),
+        end_tokens: config.eos_ids.clone(),
+        sampling_defaults: Sampling::of(&config.sampling_defaults),
+        notes,
+        problems,
         device: device.caps().name.clone(),
         device_memory_bytes: memory,
         fits: left > 0,
@@ -120,7 +164,9 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     let tied = if report.tied_embeddings { "tied" } else { "own output matrix" };
     writeln!(out, "vocabulary    {} tokens, {tied}", report.vocab_size)?;
     let tokenizer = match report.tokenizer_tokens {
-        None => "none".to_owned(),
+        None => {
+            report.problems.first().map_or_else(|| "none".to_owned(), |why| format!("cannot be used: {why}"))
+        }
         Some(tokens) => {
             format!("{tokens} tokens, {} chat template", if report.chat_template { "with" } else { "no" })
         }
@@ -137,6 +183,9 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     )?;
     let fits = if report.fits { "the weights fit" } else { "the weights do not fit" };
     writeln!(out, "device        {}, {} of memory: {fits}", report.device, mib(report.device_memory_bytes))?;
+    for note in &report.notes {
+        writeln!(out, "note          {note}")?;
+    }
     for kv in &report.kv {
         let KvReport { kv_dtype, bytes_per_token, tokens } = kv;
         writeln!(out, "cache         {kv_dtype}: {bytes_per_token} bytes per token, {tokens} tokens fit")?;

@@ -17,7 +17,7 @@ use crate::progress::LoadingBar;
 pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError> {
     log(args.log_format);
     let engine = &args.engine;
-    let source = model::source_of(engine.load_format, engine.model.as_deref())?;
+    let source = model::source_of(engine.load_format, &engine.model)?;
     let config = server_config(args, &source, key);
     config.validate()?;
     let device = super::open_device(&engine.device, &engine.policy)?;
@@ -30,6 +30,7 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     let load = move || {
         let bar = LoadingBar::new();
         let mut engine = Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))?;
+        model::print_notes(engine.notes());
         engine.warm_up()?;
         Ok(engine)
     };
@@ -119,8 +120,11 @@ fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) ->
     config
 }
 
-/// The folder's name: its path is nobody else's business.
+/// The model's name on the hub, or its folder's: a path is nobody else's business.
 fn served_name(source: &ModelSource) -> String {
+    if let Some(name) = source.repository() {
+        return name;
+    }
     let folder = match source {
         ModelSource::Folder(folder) | ModelSource::Dummy(folder) => folder.canonicalize().ok(),
         ModelSource::Embedded(_) => None,

@@ -80,12 +80,7 @@ impl ModelDigest {
         match source {
             ModelSource::Folder(folder) => {
                 digest_file(&mut hasher, &folder.join("config.json"))?;
-                let failed = |e| Error::file(folder.display().to_string(), e);
-                let entries = std::fs::read_dir(folder).map_err(failed)?;
-                let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-                let mut paths = paths.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
-                paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-                paths.sort();
+                let paths = crate::model::weight_files(folder)?;
                 paths.iter().try_for_each(|path| digest_file(&mut hasher, path))?;
             }
             // Random weights are a function of the shapes.

@@ -28,8 +28,7 @@ pub(super) fn load_models(
     limits: Limits,
     report: &mut dyn FnMut(Progress),
 ) -> Result<Loaded> {
-    let sizes = source.config()?;
-    let weights = source.weights()?;
+    let (sizes, weights) = source.open()?;
     let dtype = weight_dtype(config, &weights, &sizes);
     let model = load(device, &sizes, &weights, dtype, limits, report)?;
     drop(weights);
@@ -73,12 +72,11 @@ fn load_drafter(
     limits: Limits,
     report: &mut dyn FnMut(Progress),
 ) -> Result<(Box<dyn Model>, DType)> {
-    let sizes = source.config()?;
+    let (sizes, weights) = source.open()?;
     if sizes.vocab_size != target.vocab_size {
         let why = format!("it has {} tokens, the model {}", sizes.vocab_size, target.vocab_size);
         return Err(Error::unsupported("a draft model of another vocabulary", why));
     }
-    let weights = source.weights()?;
     let dtype = weight_dtype(config, &weights, &sizes);
     Ok((load(device, &sizes, &weights, dtype, limits, report)?, dtype))
 }

@@ -1,6 +1,7 @@
 //! Sizes of a model, from Hugging Face's `config.json`.
 
 mod fields;
+mod rope;
 mod sampling;
 
 use serde_json::{Map, Value};
@@ -58,8 +59,9 @@ impl ModelConfig {
     /// architecture or
     /// feature that there is no code for.
     pub fn from_json(file: &str, json: &str) -> Result<Self> {
-        let object: Map<String, Value> = serde_json::from_str(json).map_err(|e| Error::file(file, e))?;
+        let object = parse(file, json)?;
         let fields = Fields { file, object: &object };
+        let mut notes = Vec::new();
         let family = fields.family()?;
         fields.refuse_unsupported()?;
         let hidden_size = fields.size("hidden_size", 1 << 20, None)?;
@@ -80,31 +82,36 @@ impl ModelConfig {
             num_kv_heads,
             head_dim: fields.size("head_dim", 512, Some(hidden_size / num_qo_heads))?,
             rms_norm_eps: fields.number("rms_norm_eps", 0.0..=1.0)?.unwrap_or(1e-6) as f32,
-            rope_theta: fields.rope_theta()?,
+            rope_theta: rope::theta(&fields, &mut notes)?,
             max_positions: fields.size("max_position_embeddings", 1 << 30, Some(32768))?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             attention_bias: fields.flag("attention_bias")?,
-            eos_ids: fields.token_ids("eos_token_id", vocab_size)?,
+            eos_ids: fields.token_ids("eos_token_id", vocab_size, &mut notes)?,
             dtype: fields.dtype()?,
             sampling_defaults: SamplingDefaults::default(),
-            notes: Vec::new(),
+            notes,
         })
     }
 
-    /// Takes the end-of-text tokens from Hugging Face's `generation_config.json`, which come before those of
-    /// `config.json`, if it names any, and the sampling defaults.
+    /// Adds the end-of-text tokens of Hugging Face's `generation_config.json` to those of `config.json`, and takes its
+    /// sampling defaults.
     ///
     /// # Errors
     /// [`Error::File`] if it is not what it should be.
     pub fn with_generation_config(mut self, file: &str, json: &str) -> Result<Self> {
-        let object: Map<String, Value> = serde_json::from_str(json).map_err(|e| Error::file(file, e))?;
+        let object = parse(file, json)?;
         let fields = Fields { file, object: &object };
         self.sampling_defaults = SamplingDefaults::read(&fields, &mut self.notes);
-        let ids = fields.token_ids("eos_token_id", self.vocab_size)?;
-        if !ids.is_empty() {
-            self.eos_ids = ids;
-        }
+        let ids = fields.token_ids("eos_token_id", self.vocab_size, &mut self.notes)?;
+        ids.into_iter().for_each(|id| self.add_eos_id(id));
         Ok(self)
+    }
+
+    /// Lets a token end texts, if the vocabulary has it.
+    pub(crate) fn add_eos_id(&mut self, id: u32) {
+        if (id as usize) < self.vocab_size && !self.eos_ids.contains(&id) {
+            self.eos_ids.push(id);
+        }
     }
 
     /// The number of weights.
@@ -121,4 +128,9 @@ impl ModelConfig {
     pub fn kv_bytes_per_token(&self, dtype: DType) -> usize {
         2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.size()
     }
+}
+
+/// The object that a file holds; a mark before UTF-8 is no part of it.
+fn parse(file: &str, json: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(json.trim_start_matches('\u{feff}')).map_err(|e| Error::file(file, e))
 }

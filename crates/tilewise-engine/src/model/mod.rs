@@ -2,6 +2,8 @@
 
 mod config;
 pub mod families;
+mod files;
+pub mod hub;
 pub mod layers;
 mod source;
 mod weights;
@@ -11,6 +13,7 @@ use tilewise::{AttentionParams, AttentionPlan, DType, Device, KvCache, Tensor};
 pub use config::{ModelConfig, SamplingDefaults};
 pub use families::{FAMILIES, Family};
 pub use source::{EmbeddedModel, ModelSource};
+pub(crate) use weights::weight_files;
 pub use weights::{Loader, Progress, TensorInfo, Weights};
 
 use crate::Result;

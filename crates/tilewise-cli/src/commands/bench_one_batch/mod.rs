@@ -63,7 +63,7 @@ impl Case {
 pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     check(args)?;
     let device = super::open_device(&args.device, &args.policy)?;
-    let source = model::source_of(args.load_format, args.model_path.as_deref())?;
+    let source = model::source_of(args.load_format, &args.model)?;
     if args.correctness_test {
         return correctness::run(args, &device, &source);
     }

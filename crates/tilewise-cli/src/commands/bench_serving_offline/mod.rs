@@ -80,7 +80,7 @@ struct Progress {
 pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     check(args)?;
     let device = super::open_device(&args.engine.device, &args.engine.policy)?;
-    let source = model::source_of(args.engine.load_format, args.engine.model.as_deref())?;
+    let source = model::source_of(args.engine.load_format, &args.engine.model)?;
     let sizes = source.config()?;
     let arrivals = match args.trace.to_str() {
         Some("synthetic") => trace::synthetic(args, sizes.vocab_size),

@@ -50,18 +50,36 @@ impl Fields<'_> {
         }
     }
 
-    pub(super) fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>> {
+    /// The token ids of a key, one or a list. An id that the vocabulary has not can never be drawn: it is left out.
+    pub(super) fn token_ids(
+        &self,
+        key: &str,
+        vocab_size: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<u32>> {
         let ids: Vec<&Value> = match self.get(key) {
             None => Vec::new(),
             Some(Value::Array(ids)) => ids.iter().collect(),
             Some(id) => vec![id],
         };
-        let id = |value: &Value| {
-            let id =
-                value.as_u64().filter(|&id| id < vocab_size as u64).and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| self.wrong(key, format!("must be token ids below {vocab_size}, got {value}")))
-        };
-        ids.into_iter().map(id).collect()
+        let mut known = Vec::new();
+        for value in ids {
+            if !value.is_i64() && !value.is_u64() {
+                return Err(self.wrong(key, format!("must be token ids, got {value}")));
+            }
+            match value
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|&id| (id as usize) < vocab_size)
+            {
+                Some(id) => known.push(id),
+                None => notes.push(format!(
+                    "{}: {key} {value} is ignored: the vocabulary has {vocab_size} tokens",
+                    self.file
+                )),
+            }
+        }
+        Ok(known)
     }
 
     pub(super) fn family(&self) -> Result<&'static Family> {
@@ -94,22 +112,10 @@ impl Fields<'_> {
                 "this family attends to every earlier token here",
             );
         }
-        for key in ["rope_scaling", "rope_parameters"] {
-            let kind = self.get(key).and_then(|rope| rope.get("rope_type").or_else(|| rope.get("type")));
-            if let Some(kind) = kind.filter(|kind| *kind != "default") {
-                return refuse(&format!("{key}.rope_type"), kind, "only unscaled rotary positions are built");
-            }
-            let partial = self.get(key).and_then(|rope| rope.get("partial_rotary_factor"));
-            if let Some(factor) = partial.filter(|factor| factor.as_f64() != Some(1.0)) {
-                return refuse(
-                    &format!("{key}.partial_rotary_factor"),
-                    factor,
-                    "only whole heads are rotated",
-                );
-            }
-        }
-        if let Some(value) = self.get("rope_scaling").filter(|value| value.get("factor").is_some()) {
-            return refuse("rope_scaling", value, "only unscaled rotary positions are built");
+        if let Some(Value::Array(types)) = self.get("layer_types")
+            && let Some(kind) = types.iter().find(|kind| *kind != "full_attention")
+        {
+            return refuse("layer_types", kind, "this family attends to every earlier token here");
         }
         if let Some(value) = self.get("quantization_config") {
             return refuse("quantization_config", value, "give weights in f32, f16 or bf16");
@@ -117,20 +123,13 @@ impl Fields<'_> {
         Ok(())
     }
 
-    /// `rope_theta`, which newer files keep under `rope_parameters`.
-    pub(super) fn rope_theta(&self) -> Result<f64> {
-        let range = 1.0..=1e12;
-        if let Some(Value::Object(object)) = self.get("rope_parameters")
-            && let Some(theta) = (Fields { file: self.file, object }).number("rope_theta", range.clone())?
-        {
-            return Ok(theta);
-        }
-        Ok(self.number("rope_theta", range)?.unwrap_or(10_000.0))
-    }
-
     pub(super) fn dtype(&self) -> Result<Option<DType>> {
         let Some(value) = self.get("dtype").or_else(|| self.get("torch_dtype")) else { return Ok(None) };
-        let dtype = value.as_str().and_then(|name| name.parse().ok());
+        let name = value.as_str().map(|name| name.strip_prefix("torch.").unwrap_or(name));
+        if name == Some("auto") {
+            return Ok(None);
+        }
+        let dtype = name.and_then(|name| name.parse().ok());
         dtype
             .map(Some)
             .ok_or_else(|| self.wrong("dtype", format!("must be float32, float16 or bfloat16, got {value}")))

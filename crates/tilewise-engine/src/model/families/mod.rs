@@ -11,6 +11,9 @@ use crate::model::{Loader, Model, ModelConfig};
 /// Loads a model.
 pub type Load = fn(&ModelConfig, &mut Loader<'_>, &dyn Device, Limits) -> Result<Box<dyn Model>>;
 
+/// Names and shapes of the tensors that a model has.
+pub type Tensors = fn(&ModelConfig) -> Vec<(String, Vec<usize>)>;
+
 /// Builds models of one architecture.
 #[derive(Debug)]
 pub struct Family {
@@ -18,6 +21,8 @@ pub struct Family {
     pub architecture: &'static str,
     /// The `model_type` that goes with it.
     pub model_type: &'static str,
+    /// The tensors that loading asks for.
+    pub tensors: Tensors,
     /// Loads a model.
     pub load: Load,
 }

@@ -6,5 +6,6 @@ use crate::model::layers::Decoder;
 pub(super) const FAMILY: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",
+    tensors: |config| Decoder::tensors(config, true),
     load: |config, loader, device, limits| Ok(Box::new(Decoder::load(config, loader, device, limits, true)?)),
 };

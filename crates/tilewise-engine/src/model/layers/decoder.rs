@@ -62,6 +62,44 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Names and shapes of the tensors that [`Decoder::load`] asks for.
+    pub fn tensors(config: &ModelConfig, head_norms: bool) -> Vec<(String, Vec<usize>)> {
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, head_dim: dim, .. } = *config;
+        let (q, kv) = (config.num_qo_heads * dim, config.num_kv_heads * dim);
+        let matrices = [
+            ("self_attn.q_proj", q, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, q),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ];
+        let vocabulary = vec![config.vocab_size, hidden];
+        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vocabulary.clone())];
+        if !config.tie_word_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), vocabulary));
+        }
+        for layer in 0..config.num_layers {
+            let mut add = |name: &str, shape: &[usize]| {
+                tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+            };
+            for (name, out, width) in matrices {
+                add(&format!("{name}.weight"), &[out, width]);
+                if config.attention_bias && name.starts_with("self_attn") {
+                    add(&format!("{name}.bias"), &[out]);
+                }
+            }
+            if head_norms {
+                ["q_norm", "k_norm"].iter().for_each(|norm| add(&format!("self_attn.{norm}.weight"), &[dim]));
+            }
+            add("input_layernorm.weight", &[hidden]);
+            add("post_attention_layernorm.weight", &[hidden]);
+        }
+        tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+        tensors
+    }
+
     /// Loads a model with Llama's tensor names; `head_norms` as [`Attention::load`] takes it.
     ///
     /// # Errors

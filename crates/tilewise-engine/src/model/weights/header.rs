@@ -1,7 +1,7 @@
 //! Headers of safetensors files and their index, any of which may lie.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -92,21 +92,25 @@ fn overlap(file: &str, tensors: &Map<String, Value>, data: usize) -> Error {
 /// The tensors of each shard that an index names.
 ///
 /// # Errors
-/// [`Error::File`], also for a shard that is not a plain file name: an index must not point out of its
-/// folder.
-pub(super) fn read_index(file: &str, json: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+/// [`Error::File`], also for a shard that is not a path below the index: an index must not point out of its folder.
+pub(in crate::model) fn read_index(file: &str, json: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let value: Value = serde_json::from_slice(json).map_err(|e| Error::file(file, e))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object).filter(|map| !map.is_empty()) else {
         return Err(Error::file(file, "has no weight_map; fetch the model again"));
     };
     let mut shards = BTreeMap::<String, BTreeSet<String>>::new();
     for (tensor, shard) in map {
-        let name =
-            shard.as_str().filter(|name| Path::new(name).file_name().is_some_and(|plain| plain == *name));
+        let name = shard.as_str().filter(|name| is_below(name));
         let Some(name) = name else {
             return Err(Error::file(file, format!("{tensor} is in {shard}, which is not a file name")));
         };
         shards.entry(name.to_owned()).or_default().insert(tensor.clone());
     }
     Ok(shards)
+}
+
+/// Whether a path stays in the folder where it starts, on every system.
+fn is_below(path: &str) -> bool {
+    let plain = |part| matches!(part, Component::Normal(_));
+    !path.is_empty() && !path.contains(['\\', ':', '\0']) && Path::new(path).components().all(plain)
 }

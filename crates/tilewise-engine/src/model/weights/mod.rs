@@ -3,16 +3,19 @@
 mod dummy;
 mod header;
 mod loader;
+mod names;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use tilewise::{DType, MappedFile};
 
+use super::{ModelConfig, files};
 use crate::{Error, Result};
 use dummy::Dummy;
+pub(super) use header::read_index;
 pub use loader::{Loader, Progress};
 
 /// Tensors by name, none of which is read before it is asked for.
@@ -52,6 +55,24 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// The file that holds a model's weights, where it is one.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// The file that says which of several files holds which tensor.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// The files that hold the weights of a folder, in the order of their names.
+///
+/// # Errors
+/// [`Error::File`] for an index that cannot be read.
+pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join(INDEX);
+    if files::is_there(&folder.join(SINGLE)) || !files::is_there(&index) {
+        return Ok(vec![folder.join(SINGLE)]);
+    }
+    let shards = read_index(&index.display().to_string(), &files::read(&index)?)?;
+    Ok(shards.keys().map(|shard| folder.join(shard)).collect())
+}
+
 impl Weights {
     /// The `model.safetensors` of a folder, or the shards that its `model.safetensors.index.json` names.
     ///
@@ -59,17 +80,16 @@ impl Weights {
     /// [`Error::File`] and [`Error::Tensor`], which name what is missing, truncated or contradicts itself.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new(), dummy: None };
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        if single.exists() {
+        let single = folder.join(SINGLE);
+        let index = folder.join(INDEX);
+        if files::is_there(&single) {
             weights.map_shard(&single, |_| true)?;
-        } else if index.exists() {
+        } else if files::is_there(&index) {
             weights.map_shards(folder, &index)?;
         } else {
-            let why = "has neither model.safetensors nor model.safetensors.index.json; \
-                       give a folder with a model's config.json and safetensors weights";
-            return Err(Error::file(folder.display().to_string(), why));
+            return Err(files::not_a_model(folder, &format!("has neither {SINGLE} nor {INDEX}")));
         }
+        names::make_plain(&mut weights.tensors);
         Ok(weights)
     }
 
@@ -80,6 +100,7 @@ impl Weights {
     pub fn from_bytes(file: &str, bytes: &'static [u8]) -> Result<Self> {
         let mut weights = Self { shards: Vec::new(), tensors: BTreeMap::new(), dummy: None };
         weights.add_shard(Shard { file: file.to_owned(), bytes: Bytes::Static(bytes) }, |_| true)?;
+        names::make_plain(&mut weights.tensors);
         Ok(weights)
     }
 
@@ -110,6 +131,30 @@ impl Weights {
             shape: &entry.shape,
             bytes: entry.range.len(),
         })
+    }
+
+    /// Checks that every tensor of a model is here, in the shape that its configuration asks for; random weights are.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] that names the first that is not.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        if self.dummy.is_some() {
+            return Ok(());
+        }
+        let tensors = (config.family.tensors)(config);
+        tensors.iter().try_for_each(|(name, shape)| self.tensor(name, shape).map(|_| ()))
+    }
+
+    /// Whether there is an output matrix of the embedding's shape that is not the embedding.
+    pub(super) fn has_own_head(&self, config: &ModelConfig) -> bool {
+        let shape = [config.vocab_size, config.hidden_size];
+        let (head, embedding) = (self.tensor(names::HEAD, &shape), self.tensor(names::EMBEDDING, &shape));
+        let (Ok(head), Ok(embedding)) = (head, embedding) else { return false };
+        let differs = head != embedding;
+        if !differs {
+            self.release(names::HEAD);
+        }
+        differs
     }
 
     /// Type and bytes of a tensor, which must have the shape that the model's configuration asks for.
@@ -148,7 +193,7 @@ impl Weights {
 
     fn map_shards(&mut self, folder: &Path, index: &Path) -> Result<()> {
         let name = index.display().to_string();
-        let json = std::fs::read(index).map_err(|e| Error::file(&name, e))?;
+        let json = files::read(index)?;
         let shards = header::read_index(&name, &json)?;
         for (file, tensors) in &shards {
             self.map_shard(&folder.join(file), |tensor| tensors.contains(tensor))?;
@@ -163,7 +208,8 @@ impl Weights {
 
     fn map_shard(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let file = path.display().to_string();
-        let mapped = MappedFile::open(path).map_err(|e| Error::file(&file, e))?;
+        let mapped = MappedFile::open(path).map_err(|e| files::unreadable(path, &e))?;
+        files::refuse_pointer(path, mapped.bytes())?;
         self.add_shard(Shard { file, bytes: Bytes::Mapped(mapped) }, wanted)
     }
 
