@@ -12,6 +12,7 @@ use hyper::{Method, StatusCode};
 use subtle::ConstantTimeEq;
 
 use crate::error::ApiError;
+use crate::routes::page;
 use crate::state::App;
 use crate::trace::{RequestSpan, Span, SpanKind, SpanUsage, Spanned, TraceContext};
 
@@ -21,7 +22,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const NAME_LENGTH: usize = 128;
 
 /// What shows nothing of the model and makes it do nothing.
-const OPEN: [&str; 6] = ["/", "/page.css", "/page.js", "/health", "/openapi.json", "/favicon.ico"];
+const OPEN: [&str; 4] = ["/", "/health", "/openapi.json", "/favicon.ico"];
 
 tokio::task_local! {
     static CURRENT: Current;
@@ -138,7 +139,9 @@ fn is_this_machine(host: &str) -> bool {
 
 fn check_key(app: &App, request: &Request) -> Result<(), ApiError> {
     let Some(key) = &app.config.api_key else { return Ok(()) };
-    if [Method::GET, Method::HEAD].contains(request.method()) && OPEN.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    let is_open = OPEN.contains(&path) || page::PARTS.iter().any(|(part, _)| *part == path);
+    if [Method::GET, Method::HEAD].contains(request.method()) && is_open {
         return Ok(());
     }
     let given =
