@@ -26,6 +26,7 @@ try {
     await page.press("#key", "Tab");
   }
   await isText("health", "ready");
+  assert.equal(await page.locator("#key").isVisible(), false);
   assert.equal(await text("model"), process.env.MODEL);
   assert.equal(await text("running"), "0");
 

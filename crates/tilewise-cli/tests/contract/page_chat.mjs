@@ -281,6 +281,20 @@ const claims = {
     assert.deepEqual(await titles(), ["And the sea?"]);
   },
 
+  async a_browser_that_keeps_nothing_says_so_and_chats({ page, chats }) {
+    await page.evaluate(() => {
+      Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };
+    });
+    for (const roles of ["user", "user assistant user"]) {
+      await send(page, "Hello");
+      const chat = await chats.next();
+      assert.equal(chat.roles(), roles);
+      chat.answer("Hello.");
+      await whole(page);
+      assert.match(await page.locator("#note").textContent(), /keeps no more conversations/);
+    }
+  },
+
   async on_a_phone_the_box_stays_in_reach({ page, chats }) {
     await page.setViewportSize(PHONE);
     await page.reload();

@@ -44,7 +44,7 @@ export class Answer {
       if (made > 1 && now > this.first) parts.push(`${((made - 1) / (now - this.first) * 1000).toFixed(1)} tokens per second`);
       parts.push(`${prompt} + ${made} tokens, ${details?.cached_tokens ?? 0} cached`);
     }
-    if (this.reason === "length") parts.push("cut off: no room for more tokens");
+    if (this.reason === "length") parts.push("cut off by the limit of tokens");
     else if (this.reason && this.reason !== "stop") parts.push(this.reason);
     return parts.join(" · ");
   }

@@ -6,6 +6,7 @@ const SECONDS = 120;
 const history = [];
 const element = (id) => document.getElementById(id);
 let timer = 0;
+let isKnown = false;
 
 /** A line with the area under it; the newest value is at the right. */
 function draw(id, values, top) {
@@ -47,8 +48,8 @@ function say(text, isWrong) {
 }
 
 /**
- * Asks now and from then on: `known` is told the model once, `refused` when a key is needed. After that, nothing is
- * asked until `watch` is called again.
+ * Asks now and from then on: `known` is told the model, `refused` when a key is needed. After that, nothing is asked
+ * until `watch` is called again.
  */
 export async function watch(known, refused) {
   clearTimeout(timer);
@@ -57,14 +58,15 @@ export async function watch(known, refused) {
     if (!document.hidden) await look(known);
   } catch (error) {
     say(error.status === 401 ? "needs an API key" : error.status ? `answers ${error.status}` : "cannot be reached", true);
-    if (error.status === 401) return refused();
+    if (error.status === 401) {
+      isKnown = false;
+      return refused();
+    }
   }
   // Two calls may have waited for their answers at once; one goes on.
   clearTimeout(timer);
   timer = setTimeout(() => watch(known, refused), 1000);
 }
-
-let isKnown = false;
 
 async function look(known) {
   show((await json("v1/loads")).loads[0]);

@@ -226,6 +226,7 @@ function askKey() {
 }
 
 function known({ id, max_model_len: length }) {
+  element("key-field").hidden = true;
   element("model").textContent = id;
   element("model").title = length ? `${length} tokens of context` : "";
 }
