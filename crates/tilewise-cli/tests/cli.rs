@@ -469,3 +469,13 @@ fn inspect_counts_parameters_and_tokens() {
     }
     assert!(run(&["inspect"]).contains("Qwen3ForCausalLM"));
 }
+
+#[test]
+fn the_written_documentation_has_every_command_and_help_hides_its_writer() {
+    let (help, commands) = (run(&["--help"]), run(&["docs", "commands"]));
+    assert!(!help.contains("docs"), "{help}");
+    for command in ["generate", "serve", "inspect", "bench attention", "bench-one-batch"] {
+        assert!(commands.contains(&format!("## `tilewise {command}`")), "{command}");
+    }
+    assert!(run(&["docs", "kernels"]).contains("decode-split-kv"));
+}
