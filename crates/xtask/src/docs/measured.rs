@@ -154,7 +154,7 @@ pub(super) fn readme_rows(records: &[Record]) -> Result<String, String> {
             _ => (time(record.number("tilewise_s")), "two Zen 3 cores"),
         };
         let peer = match wanted.peer {
-            "" => "not in the records".to_owned(),
+            "" => "none recorded".to_owned(),
             _ => format!("{} {}", peer_name(record), time(record.number("peer_s"))),
         };
         let _ = writeln!(
