@@ -38,6 +38,7 @@ fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
         Command::Bench(Bench::Attention(args)) => commands::bench_attention::run(&args),
         Command::BenchOneBatch(args) => commands::bench_one_batch::run(&args),
         Command::BenchServingOffline(args) => commands::bench_serving_offline::run(&args),
+        Command::Docs(args) => commands::docs::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),

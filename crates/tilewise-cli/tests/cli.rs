@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -393,6 +394,23 @@ fn bench_attention_checks_and_times_every_kernel() {
     for host in ["http:", "https:", "src=", "@import", "url("] {
         assert!(!report.contains(host), "the report asks for {host}");
     }
+    // Wide tables scroll in a box of their own, and what the numbers mean is said.
+    for words in
+        ["width=device-width", "<div class=\"wide\"", "overflow-x: auto", "Shares above 100 %", "<dt>Colours"]
+    {
+        assert!(report.contains(words), "{words}");
+    }
+    // A kernel has one colour, and no other kernel has it.
+    let kernels: HashSet<_> = lines.iter().map(|line| line["kernel"].as_str().unwrap()).collect();
+    let named = |kernel: &str| {
+        let end = format!("\"></span>{kernel}");
+        let colors =
+            report.match_indices(&end).map(|(at, _)| report[..at].rsplit(' ').next().unwrap().to_owned());
+        colors.collect::<HashSet<String>>()
+    };
+    let colors: Vec<_> = kernels.iter().map(|kernel| named(kernel)).collect();
+    assert!(colors.iter().all(|one| one.len() == 1), "{colors:?}");
+    assert_eq!(colors.iter().flatten().collect::<HashSet<_>>().len(), kernels.len(), "{colors:?}");
 }
 
 #[test]
@@ -450,4 +468,14 @@ fn inspect_counts_parameters_and_tokens() {
         assert!(kv["bytes_per_token"].as_u64().unwrap() > 0 && kv["tokens"].as_u64().unwrap() > 0);
     }
     assert!(run(&["inspect"]).contains("Qwen3ForCausalLM"));
+}
+
+#[test]
+fn the_written_documentation_has_every_command_and_help_hides_its_writer() {
+    let (help, commands) = (run(&["--help"]), run(&["docs", "commands"]));
+    assert!(!help.contains("docs"), "{help}");
+    for command in ["generate", "serve", "inspect", "bench attention", "bench-one-batch"] {
+        assert!(commands.contains(&format!("## `tilewise {command}`")), "{command}");
+    }
+    assert!(run(&["docs", "kernels"]).contains("decode-split-kv"));
 }

@@ -12,6 +12,7 @@ use hyper::{Method, StatusCode};
 use subtle::ConstantTimeEq;
 
 use crate::error::{ApiError, Dialect};
+use crate::routes::page;
 use crate::sites;
 use crate::state::App;
 use crate::trace::{RequestSpan, Span, SpanKind, SpanUsage, Spanned, TraceContext};
@@ -23,7 +24,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const NAME_LENGTH: usize = 128;
 
 /// What shows nothing of the model and makes it do nothing.
-const OPEN: [&str; 6] = ["/", "/page.css", "/page.js", "/health", "/openapi.json", "/favicon.ico"];
+const OPEN: [&str; 4] = ["/", "/health", "/openapi.json", "/favicon.ico"];
 
 tokio::task_local! {
     static CURRENT: Current;
@@ -126,7 +127,9 @@ fn chosen_name(headers: &HeaderMap) -> Option<String> {
 
 fn check_key(app: &App, request: &Request) -> Result<(), ApiError> {
     let Some(key) = &app.config.api_key else { return Ok(()) };
-    if [Method::GET, Method::HEAD].contains(request.method()) && OPEN.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    let is_open = OPEN.contains(&path) || page::PARTS.iter().any(|(part, _)| *part == path);
+    if [Method::GET, Method::HEAD].contains(request.method()) && is_open {
         return Ok(());
     }
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());

@@ -1,6 +1,7 @@
-//! Repository chores: `cargo xtask tidy`.
+//! Repository chores: `cargo xtask tidy` and `cargo xtask docs`.
 #![forbid(unsafe_code)]
 
+mod docs;
 mod source;
 mod tidy;
 
@@ -8,10 +9,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("tidy") => run_tidy(),
-        other => {
-            eprintln!("usage: cargo xtask tidy (got {other:?})");
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["tidy"] => run_tidy(),
+        ["docs"] => run_docs(None, false),
+        ["docs", "--check"] => run_docs(None, true),
+        ["docs", "--check", "--binary", path] => run_docs(Some(path), true),
+        _ => {
+            eprintln!("usage: cargo xtask tidy | docs [--check [--binary TILEWISE]] (got {words:?})");
             ExitCode::from(2)
         }
     }
@@ -33,6 +38,25 @@ fn run_tidy() -> ExitCode {
         findings.len() - hard
     );
     if hard == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes the generated pages; with `check`, fails if one is not what would be written. `binary` is a `tilewise` that is
+/// built already.
+fn run_docs(binary: Option<&str>, check: bool) -> ExitCode {
+    match docs::run(&root(), binary, check) {
+        Ok(changed) if check && !changed.is_empty() => {
+            eprintln!("out of date, run cargo xtask docs: {}", changed.join(", "));
+            ExitCode::FAILURE
+        }
+        Ok(changed) => {
+            changed.iter().for_each(|path| eprintln!("wrote {path}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("docs: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The repository.

@@ -242,7 +242,7 @@ fn records(line: &str) -> impl Iterator<Item = String> + '_ {
 
 /// Commands of the binary that a document shows in code blocks and that the command line does not declare.
 fn unknown_commands(root: &Path, path: &str, text: &str) -> Vec<Finding> {
-    let Ok(arguments) = std::fs::read_to_string(root.join("crates/tilewise-cli/src/args.rs")) else {
+    let Ok(arguments) = std::fs::read_to_string(root.join("crates/tilewise-cli/src/args/mod.rs")) else {
         return Vec::new();
     };
     let mut findings = Vec::new();

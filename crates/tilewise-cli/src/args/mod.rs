@@ -10,7 +10,7 @@ mod values;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tilewise::DType;
 
 pub(crate) use bench::{BenchAttentionArgs, BenchOneBatchArgs, BenchServingOfflineArgs};
@@ -41,6 +41,9 @@ pub(crate) enum Command {
     BenchOneBatch(BenchOneBatchArgs),
     /// Measure a trace of requests through the engine: throughput, latencies, cache hits
     BenchServingOffline(BenchServingOfflineArgs),
+    /// Print what the documentation says of this program
+    #[command(hide = true)]
+    Docs(DocsArgs),
     /// List the devices that --device can name
     Devices(DevicesArgs),
     /// Say which attention kernel a shape gets, by which rule and record
@@ -74,6 +77,25 @@ pub(crate) enum SamplingDefaults {
     Model,
     /// None
     None,
+}
+
+/// All that a command line may say.
+pub(crate) fn command() -> clap::Command {
+    CommandLine::command()
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DocsArgs {
+    /// Of what
+    pub(crate) topic: DocsTopic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DocsTopic {
+    /// Commands and their flags
+    Commands,
+    /// Attention kernels and the rules that choose among them
+    Kernels,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,7 @@ pub(crate) mod bench_attention;
 pub(crate) mod bench_one_batch;
 pub(crate) mod bench_serving_offline;
 pub(crate) mod devices;
+pub(crate) mod docs;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod inspect;

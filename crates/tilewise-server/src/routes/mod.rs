@@ -15,7 +15,7 @@ mod model_info;
 mod models;
 mod ollama;
 mod openapi;
-mod page;
+pub(crate) mod page;
 mod responses;
 mod server_info;
 mod tokenize;
@@ -33,10 +33,10 @@ use crate::state::App;
 
 /// All endpoints.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let parts =
+        page::PARTS.iter().fold(Router::new(), |router, (path, _)| router.route(path, get(page::part)));
+    parts
         .route("/", get(page::page))
-        .route("/page.css", get(page::style))
-        .route("/page.js", get(page::script))
         .route("/health", get(health::health))
         .route("/health_generate", get(health::health_generate))
         .route("/metrics", get(metrics::metrics))

@@ -1,188 +1,277 @@
-"use strict";
+// The page at `/`: what its buttons and fields do.
 
-// What the page shows comes from this server alone: the chat by /v1/chat/completions, the rest by /v1/loads.
+import { Chat } from "./chat.js";
+import { Follow } from "./follow.js";
+import { watch } from "./load.js";
+import { make } from "./markdown.js";
+import * as store from "./store.js";
 
-const SECONDS = 120;
+const FIELDS = [...store.SAMPLERS, "view", "thinking"];
+
 const element = (id) => document.getElementById(id);
-const conversation = [];
-const history = [];
-let running = null;
+const box = element("prompt");
+const follow = new Follow(element("scroller"), element("to-end"));
+/** The turn that the text in the box takes the place of. */
+let editing = null;
+/** What stood in the box before a turn was edited. */
+let draft = "";
 
-function headers() {
-  const key = element("key").value;
-  return key ? { "Content-Type": "application/json", Authorization: `Bearer ${key}` } : { "Content-Type": "application/json" };
+const chat = new Chat(element("messages"), { changed, grew: () => follow.grew(), gaveBack, failed });
+chat.isPlain = () => store.settings().view === "plain";
+
+function changed(isKept = true) {
+  const isRunning = Boolean(chat.run);
+  element("stop").hidden = !isRunning;
+  element("send").hidden = isRunning;
+  element("chat").classList.toggle("running", isRunning);
+  element("welcome").hidden = element("messages").childElementCount > 0;
+  element("clear").hidden = element("welcome").hidden === false;
+  element("status").textContent = isRunning ? "The answer is being written." : "";
+  if (!isKept) note("This browser keeps no more conversations: its storage is full or closed to the page.");
+  list();
 }
 
-// Asks for a key once the server has refused to answer without one.
-function showKey(status) {
-  if (status === 401) element("key-field").hidden = false;
+function note(text) {
+  element("note").textContent = text;
+  element("note").hidden = !text;
 }
 
-function addMessage(role, text) {
-  const item = document.createElement("li");
-  item.className = role;
-  item.textContent = text;
-  element("messages").append(item);
-  item.scrollIntoView({ block: "end" });
-  return item;
+/** The conversations, by the user's first words. */
+function list() {
+  const kept = store.conversations();
+  const item = (conversation) => {
+    const open = make("button", { type: "button", className: "open", textContent: store.title(conversation), title: store.title(conversation) });
+    const remove = make("button", { type: "button", className: "remove", textContent: "×", title: "Delete", ariaLabel: `Delete ${store.title(conversation)}` });
+    const isOpen = conversation.id === chat.conversation.id;
+    if (isOpen) open.setAttribute("aria-current", "true");
+    open.addEventListener("click", () => (isOpen ? drawer(false) : openConversation(conversation.id)));
+    remove.addEventListener("click", () => removeConversation(conversation));
+    return make("li", {}, open, remove);
+  };
+  element("conversations").replaceChildren(...kept.map(item));
 }
 
-// The data of a stream's events as they come; comments and names are passed over.
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    text += value;
-    let end;
-    while ((end = text.indexOf("\n\n")) >= 0) {
-      const event = text.slice(0, end);
-      text = text.slice(end + 2);
-      for (const line of event.split("\n")) {
-        if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
-      }
-    }
+function openConversation(id) {
+  chat.stop();
+  show(store.conversations().find((one) => one.id === id) ?? store.newConversation());
+}
+
+function show(conversation) {
+  setEditing(null);
+  note("");
+  chat.open(conversation);
+  element("system").value = conversation.system;
+  countSettings();
+  follow.toEnd();
+  drawer(false);
+}
+
+function newChat() {
+  const { system } = chat.conversation;
+  show(store.newConversation(system));
+  box.focus();
+}
+
+function removeConversation(conversation) {
+  if (!confirm(`Delete “${store.title(conversation)}”?`)) return;
+  if (conversation.id === chat.conversation.id) {
+    chat.clear();
+    show(store.newConversation(chat.conversation.system));
+  } else {
+    store.remove(conversation.id);
+    list();
   }
 }
 
-async function answer(item) {
-  const request = {
-    messages: conversation,
-    temperature: Number(element("temperature").value),
-    max_tokens: Number(element("max-tokens").value),
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  const started = performance.now();
-  const response = await fetch("v1/chat/completions", {
-    method: "POST", headers: headers(), body: JSON.stringify(request), signal: running.signal,
+function clear() {
+  if (!confirm("Delete all messages of this chat?")) return;
+  chat.clear();
+  setEditing(null);
+  note("");
+}
+
+function send(event) {
+  event?.preventDefault();
+  const text = box.value.trim();
+  if (!text || chat.run) return;
+  const index = editing ?? undefined;
+  editing = null;
+  setBox(draft);
+  setEditing(null);
+  note("");
+  follow.isAtEnd = true;
+  chat.send(text, index);
+  follow.toEnd();
+}
+
+/** A message that was not answered goes back into the box, before what has been typed since. */
+function gaveBack(text, index) {
+  const typed = box.value.trim() ? box.value : "";
+  if (index < chat.conversation.turns.length) {
+    setEditing(index);
+    draft = typed;
+    setBox(text);
+  } else {
+    setBox(typed ? `${text}\n\n${typed}` : text);
+  }
+}
+
+function failed(error) {
+  if (error.status === 401) askKey();
+}
+
+function setBox(text) {
+  box.value = text;
+  fit();
+}
+
+/** The box grows with its text, up to what its style allows. */
+function fit() {
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight + 2}px`;
+}
+
+function setEditing(index) {
+  if (index !== null && editing === null) draft = box.value;
+  if (index === null && editing !== null) setBox(draft);
+  if (index === null) draft = "";
+  editing = index;
+  element("editing").hidden = index === null;
+  for (const item of element("messages").children) {
+    item.classList.toggle("replaced", index !== null && Number(item.dataset.index) >= index);
+  }
+}
+
+function act(event) {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const index = Number(button.closest("li").dataset.index);
+  if (button.dataset.copy !== undefined) return copy(button.dataset.copy, button);
+  const turn = chat.conversation.turns[index];
+  if (button.dataset.action === "copy") copy((turn ?? chat.run?.user)?.content ?? "", button);
+  if (chat.run) return;
+  if (button.dataset.action === "regenerate") {
+    setEditing(null);
+    note("");
+    follow.isAtEnd = true;
+    chat.regenerate();
+    follow.toEnd();
+  }
+  if (button.dataset.action === "edit" && turn) {
+    setEditing(index);
+    setBox(turn.content);
+    box.focus();
+  }
+}
+
+async function copy(text, button) {
+  let isDone = true;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without encryption, a page may copy only what is selected.
+    const hidden = make("textarea", { value: text, className: "unseen" });
+    document.body.append(hidden);
+    hidden.select();
+    isDone = document.execCommand("copy");
+    hidden.remove();
+  }
+  button.textContent = isDone ? "Copied" : "Not copied";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+}
+
+function drawer(isOpen) {
+  element("side").classList.toggle("open", isOpen);
+  element("veil").hidden = !isOpen;
+  element("menu").setAttribute("aria-expanded", String(isOpen));
+}
+
+/** An empty field is one that requests do not have. */
+function keepFields() {
+  store.keepSettings(Object.fromEntries(FIELDS.map((name) => [name, element(name).value])));
+  countSettings();
+}
+
+function countSettings() {
+  const values = store.settings();
+  const count = store.SAMPLERS.filter((name) => values[name]).length + (chat.conversation.system.trim() ? 1 : 0);
+  element("settings-open").textContent = count ? `Settings (${count})` : "Settings";
+}
+
+function setUpSettings() {
+  const values = store.settings();
+  for (const name of FIELDS) {
+    element(name).value = values[name] ?? "";
+    element(name).addEventListener("input", keepFields);
+  }
+  element("view").addEventListener("input", () => chat.run || show(chat.conversation));
+  element("system").addEventListener("input", () => {
+    chat.conversation.system = element("system").value;
+    store.keep(chat.conversation);
+    countSettings();
   });
-  if (!response.ok) {
-    showKey(response.status);
-    throw new Error((await response.json()).error.message);
-  }
-  const thought = document.createElement("span");
-  thought.className = "thought";
-  const said = document.createElement("span");
-  item.replaceChildren(thought, said);
-  let first = 0, usage = null, reason = null;
-  try {
-    for await (const chunk of events(response)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      usage = chunk.usage ?? usage;
-      const choice = chunk.choices[0];
-      if (!choice) continue;
-      reason = choice.finish_reason ?? reason;
-      thought.textContent += choice.delta.reasoning_content ?? "";
-      said.textContent += choice.delta.content ?? "";
-      if (choice.delta.content && !first) first = performance.now();
-      item.scrollIntoView({ block: "end" });
-    }
-  } finally {
-    conversation.push({ role: "assistant", content: said.textContent });
-  }
-  const note = document.createElement("small");
-  const seconds = (performance.now() - (first || started)) / 1000;
-  const speed = usage && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / seconds : 0;
-  note.textContent = usage
-    ? `${usage.prompt_tokens} + ${usage.completion_tokens} tokens, ${usage.prompt_tokens_details.cached_tokens} cached, ` +
-      `first after ${Math.round(first - started)} ms, ${speed.toFixed(1)} per second, ${reason}`
-    : `${reason}`;
-  item.append(note);
+  const dialog = element("settings");
+  element("settings-open").addEventListener("click", () => dialog.showModal());
+  element("settings-close").addEventListener("click", () => dialog.close());
+  element("settings-reset").addEventListener("click", () => {
+    for (const name of FIELDS) element(name).value = "";
+    keepFields();
+  });
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
 
-async function send(event) {
-  event.preventDefault();
-  const prompt = element("prompt").value.trim();
-  if (!prompt || running) return;
-  element("prompt").value = "";
-  conversation.push({ role: "user", content: prompt });
-  addMessage("user", prompt);
-  const item = addMessage("assistant", "…");
-  running = new AbortController();
-  element("stop").hidden = false;
-  element("send").disabled = true;
-  try {
-    await answer(item);
-  } catch (error) {
-    if (error.name === "AbortError") {
-      item.append(Object.assign(document.createElement("small"), { textContent: "stopped" }));
-    } else {
-      item.classList.add("wrong");
-      item.textContent = error.message;
-      conversation.pop();
-    }
-  } finally {
-    running = null;
-    element("stop").hidden = true;
-    element("send").disabled = false;
-  }
+/** A key is asked for once the server has refused to answer without one. */
+function askKey() {
+  element("key-field").hidden = false;
 }
 
-// A line with the area under it; the newest value is at the right.
-function draw(id, values, top) {
-  const height = (value) => (40 - 38 * Math.min(value / (top || 1), 1)).toFixed(2);
-  const points = values.map((value, index) => `${SECONDS - values.length + index + 1},${height(value)}`);
-  const shape = (kind, attributes) => {
-    const shape = document.createElementNS("http://www.w3.org/2000/svg", kind);
-    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
-    return shape;
-  };
-  const first = SECONDS - values.length + 1;
-  element(id).replaceChildren(
-    shape("polygon", { class: "area", points: `${first},40 ${points.join(" ")} ${SECONDS},40` }),
-    shape("polyline", { class: "edge", points: points.join(" ") }),
-  );
+function known({ id, max_model_len: length }) {
+  element("key-field").hidden = true;
+  element("model").textContent = id;
+  element("model").title = length ? `${length} tokens of context` : "";
 }
 
-function show(load) {
-  element("running").textContent = load.num_running_reqs;
-  element("waiting").textContent = load.num_waiting_reqs;
-  element("speed").textContent = Math.round(load.gen_throughput);
-  element("hits").textContent = `${Math.round(load.cache_hit_rate * 100)} %`;
-  element("usage-now").textContent = `${load.num_used_tokens} of ${load.max_total_num_tokens} tokens`;
-  history.push(load);
-  if (history.length > SECONDS) history.shift();
-  const of = (value) => history.map(value);
-  const speeds = of((load) => load.gen_throughput);
-  const requests = of((load) => load.num_running_reqs + load.num_waiting_reqs);
-  element("speed-max").textContent = `up to ${Math.round(Math.max(...speeds))}`;
-  element("requests-max").textContent = `up to ${Math.max(...requests)}`;
-  draw("speed-chart", speeds, Math.max(...speeds));
-  draw("usage-chart", of((load) => load.token_usage), 1);
-  draw("requests-chart", requests, Math.max(...requests));
+function setUpKey() {
+  element("key").value = store.key();
+  element("key").addEventListener("change", () => {
+    store.keepKey(element("key").value);
+    watch(known, askKey);
+  });
 }
 
-async function look() {
-  const health = element("health");
-  try {
-    const response = await fetch("v1/loads", { headers: headers() });
-    showKey(response.status);
-    if (!response.ok) throw new Error(response.status === 401 ? "needs an API key" : `answers ${response.status}`);
-    show((await response.json()).loads[0]);
-    if (!element("model").dataset.known) {
-      const models = await (await fetch("v1/models", { headers: headers() })).json();
-      element("model").textContent = models.data[0].id;
-      element("model").dataset.known = "yes";
-    }
-    const alive = await fetch("health");
-    health.textContent = alive.ok ? "ready" : "not ready";
-    health.className = alive.ok ? "" : "wrong";
-  } catch (error) {
-    health.textContent = error.message;
-    health.className = "wrong";
-  }
-  setTimeout(look, 1000);
+function setUpBox() {
+  // The key that ends the composition of a character (Japanese, Chinese, Korean) is Enter too.
+  const composes = (event) => event.isComposing || event.keyCode === 229;
+  // Phones have no other key for a new line.
+  const isTouch = window.matchMedia("(pointer: coarse)").matches;
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !isTouch && !composes(event)) send(event);
+    if (event.key === "Escape" && editing !== null) setEditing(null);
+  });
+  box.addEventListener("input", fit);
+  setBox(store.draft());
+  // What was typed, or asked and not answered yet, is there when the page is loaded again.
+  window.addEventListener("pagehide", () => {
+    chat.stop();
+    store.keepDraft(box.value);
+  });
 }
 
 element("form").addEventListener("submit", send);
-element("stop").addEventListener("click", () => running?.abort());
-element("clear").addEventListener("click", () => {
-  conversation.length = 0;
-  element("messages").replaceChildren();
-});
-element("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey) send(event);
-});
-look();
+element("stop").addEventListener("click", () => chat.stop());
+element("clear").addEventListener("click", clear);
+element("new").addEventListener("click", newChat);
+element("new-small").addEventListener("click", newChat);
+element("menu").addEventListener("click", () => drawer(!element("side").classList.contains("open")));
+element("veil").addEventListener("click", () => drawer(false));
+element("editing-cancel").addEventListener("click", () => setEditing(null));
+element("messages").addEventListener("click", act);
+element("live").open = !window.matchMedia("(max-width: 52rem)").matches;
+setUpSettings();
+setUpKey();
+setUpBox();
+store.onForeignChange(list);
+const [last] = store.conversations();
+if (last) show(last);
+else changed();
+watch(known, askKey);

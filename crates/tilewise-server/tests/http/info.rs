@@ -192,10 +192,22 @@ fn references(value: &Value, named: &mut BTreeSet<String>) {
 fn the_page_comes_whole_and_from_here_alone() {
     let page = server().get("/");
     assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
-    for file in ["page.css", "page.js"] {
-        assert!(page.text().contains(file));
-        assert_eq!(server().get(&format!("/{file}")).status, 200);
+    // Its parts, and what these import, are all served.
+    let mut parts = vec!["page.css".to_owned(), "text.css".to_owned(), "page.js".to_owned()];
+    let mut seen = 0;
+    while let Some(part) = parts.get(seen).cloned() {
+        let answer = server().get(&format!("/{part}"));
+        assert_eq!(answer.status, 200, "{part}");
+        assert!(answer.header("content-security-policy").unwrap().contains("default-src 'none'"));
+        let text = answer.text();
+        let imported = text.split("from \"./").skip(1).filter_map(|rest| rest.split('"').next());
+        let new: Vec<String> =
+            imported.filter(|name| !parts.iter().any(|part| part == name)).map(str::to_owned).collect();
+        parts.extend(new);
+        seen += 1;
     }
+    assert!(parts.len() > 10, "{parts:?}");
+    assert!(parts[..3].iter().all(|part| page.text().contains(part.as_str())));
     assert!(!page.text().replace("http://www.w3.org", "").contains("http"), "{}", page.text());
     assert_eq!(server().get("/nowhere").status, 404);
     assert_eq!(server().send("GET", "/generate", &[], b"").status, 405);

@@ -49,7 +49,7 @@ fn a_stream_in_a_long_prefill_is_kept_alive() {
 #[test]
 fn without_the_key_nothing_is_served_but_what_shows_nothing() {
     let server = start(|config, _| config.api_key = Some("secret-key".to_owned()));
-    for path in ["/", "/page.js", "/page.css", "/health", "/openapi.json"] {
+    for path in ["/", "/page.js", "/markdown.js", "/page.css", "/health", "/openapi.json"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
     for path in ["/v1/models", "/metrics", "/v1/loads", "/server_info", "/model_info", "/nowhere"] {
