@@ -140,10 +140,14 @@ fn a_model_that_cannot_be_loaded_is_named_with_what_can() {
 fn what_is_set_aside_is_noted_on_stderr() {
     let folder = copy();
     change(&folder, "generation_config.json", |json| json["eos_token_id"] = json!([151_645, 2]));
+    change(&folder, "tokenizer_config.json", |json| {
+        json["added_tokens_decoder"]["9000"] = json!({ "content": "<far>", "special": true });
+    });
     let output = common::tilewise(&[&GENERATE[..], &[path(&folder)]].concat());
     let error = text(&output.stderr);
     assert!(output.status.success(), "{error}");
     assert!(error.contains("tilewise: note: ") && error.contains("151645 is ignored"), "{error}");
+    assert!(error.contains("the token <far> with the id 9000 is ignored"), "{error}");
 }
 
 #[test]

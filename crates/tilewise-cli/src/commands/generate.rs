@@ -44,6 +44,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let source = model::source(&args.model)?;
     let sizes = source.config()?;
     let (tokenizer, prompt) = read_prompt(args, &source)?;
+    model::print_notes(tokenizer.as_ref().map_or(&[], Tokenizer::notes));
     let room = sizes.max_positions.saturating_sub(prompt.len());
     let max_new_tokens = args.max_new_tokens.unwrap_or(DEFAULT_NEW_TOKENS.min(room).max(1));
     let mut request = GenerateRequest::new(prompt, max_new_tokens);
