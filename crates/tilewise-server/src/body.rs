@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Dialect};
 use crate::state::App;
 
 /// A request's JSON of few fields. What is null counts as left out, whatever its name.
@@ -45,8 +45,14 @@ pub(crate) async fn value(request: Request, app: &App) -> Result<Value, ApiError
     serde_json::from_slice(&bytes).map_err(|error| no_json(&error.to_string()))
 }
 
-/// A browser sends other types across sites without asking whether it may.
+/// A browser sends other types across sites without asking whether it may. Ollama's users send none, by `curl -d`, which
+/// says neither where it comes from nor what kind of site that is.
 fn require_json(request: &Request) -> Result<(), ApiError> {
+    let is_browser =
+        ["origin", "sec-fetch-site", "referer"].iter().any(|name| request.headers().contains_key(*name));
+    if !is_browser && Dialect::of(request.uri().path()) == Dialect::Ollama {
+        return Ok(());
+    }
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let media = kind.split(';').next().unwrap_or_default().trim();
     if media.eq_ignore_ascii_case("application/json") {

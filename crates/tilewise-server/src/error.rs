@@ -53,6 +53,13 @@ pub(crate) struct ErrorObject {
     code: Option<&'static str>,
 }
 
+/// An error in the form of Ollama's.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OllamaError {
+    /// One sentence for people.
+    error: String,
+}
+
 /// The protocol in whose form errors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -102,7 +109,7 @@ impl Dialect {
                 };
                 json!({ "type": "error", "error": { "type": kind, "message": error.message } })
             }
-            Self::Ollama => json!({ "error": error.message }),
+            Self::Ollama => json!(OllamaError { error: error.message.clone() }),
         }
     }
 }

@@ -215,7 +215,7 @@ pub(crate) fn nested<T: Fields + Default>(
     Ok(fields)
 }
 
-/// One object with the fields of all groups, and those that are only taken.
+/// One object with the fields of all groups.
 pub(crate) fn merged(
     description: &str,
     ignores_unknown: bool,
@@ -224,9 +224,6 @@ pub(crate) fn merged(
     let others = AdditionalProperties::FreeForm(ignores_unknown);
     let all = ObjectBuilder::new().description(Some(description)).additional_properties(Some(others));
     let mut all = all.build();
-    for (name, schema) in taken::schemas() {
-        all.properties.insert(name, schema);
-    }
     for group in groups {
         if let RefOr::T(Schema::Object(group)) = group {
             all.properties.extend(group.properties);

@@ -1,8 +1,6 @@
 //! Fields that clients and routers send and that mean nothing here: which values of them are harmless.
 
 use serde_json::{Value, json};
-use utoipa::openapi::schema::{Object, ObjectBuilder};
-use utoipa::openapi::{RefOr, Schema};
 
 /// The values of a field that are taken, besides null.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,27 +126,21 @@ impl Taken {
         }
     }
 
-    fn schema(self) -> Object {
-        let values: Option<Vec<Value>> = match self {
-            Any => None,
-            Null => Some(vec![Value::Null]),
-            Only(switch) => Some(vec![switch.into(), Value::Null]),
-            Zero => Some(vec![0.into(), Value::Null]),
-            Empty => Some(vec![json!([]), Value::Null]),
+    /// The values as a schema.
+    fn schema(self) -> Value {
+        match self {
+            Any => json!({}),
+            Null => json!({ "type": "null" }),
+            Only(switch) => json!({ "enum": [switch, null] }),
+            Zero => json!({ "enum": [0, null] }),
+            Empty => json!({ "enum": [[], null] }),
             Words(words) => {
-                let words = words.iter().map(|&word| Value::from(word));
-                Some(words.chain([Value::Null]).collect())
+                let alone = words.iter().map(|&word| word.into());
+                let listed = words.iter().map(|&word| json!([word]));
+                let all: Vec<Value> = alone.chain(listed).chain([Value::Null]).collect();
+                json!({ "enum": all })
             }
-        };
-        let text = match self {
-            Any => "Taken and not used.",
-            _ => "Taken with this value alone.",
-        };
-        ObjectBuilder::new()
-            .schema_type(utoipa::openapi::schema::SchemaType::AnyValue)
-            .description(Some(text))
-            .enum_values(values)
-            .build()
+        }
     }
 }
 
@@ -164,9 +156,17 @@ pub(crate) fn verdict(name: &str, value: &Value) -> Verdict {
     }
 }
 
-/// The description of all of them.
-pub(crate) fn schemas() -> impl Iterator<Item = (String, RefOr<Schema>)> {
-    TAKEN.iter().map(|(name, taken)| ((*name).to_owned(), RefOr::T(Schema::Object(taken.schema()))))
+/// The description of all of them, by patterns of their names: they are many.
+pub(crate) fn patterns() -> Value {
+    let mut groups: Vec<(Taken, Vec<&str>)> = Vec::new();
+    for (name, taken) in TAKEN {
+        match groups.iter_mut().find(|(group, _)| *group == taken) {
+            Some((_, names)) => names.push(name),
+            None => groups.push((taken, vec![name])),
+        }
+    }
+    let pattern = |(taken, names): (Taken, Vec<&str>)| (format!("^({})$", names.join("|")), taken.schema());
+    groups.into_iter().map(pattern).collect()
 }
 
 #[cfg(test)]

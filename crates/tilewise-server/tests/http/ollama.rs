@@ -105,3 +105,15 @@ fn errors_have_ollamas_form() {
         assert!(answer.json()["error"].as_str().unwrap().contains(words), "{}", answer.text());
     }
 }
+
+#[test]
+fn a_body_without_a_type_is_taken_from_a_shell_and_not_from_a_browser() {
+    let body = body(&json!({})).to_string();
+    let form = ("content-type", "application/x-www-form-urlencoded");
+    let status = |headers: &[(&str, &str)]| {
+        server().send("POST", "/api/chat", headers, body.as_bytes()).whole().status
+    };
+    assert_eq!((status(&[form]), status(&[])), (200, 200));
+    assert_eq!(status(&[form, ("sec-fetch-site", "cross-site")]), 415);
+    assert_eq!(status(&[form, ("origin", "http://localhost")]), 415);
+}

@@ -88,7 +88,7 @@ fn each_functions_schema_has_its_own_root() {
     assert!([1, 2].contains(&forced(json!([function("f", &reused)])).1["b"].as_i64().unwrap()));
     for parameters in [json!({}), json!({ "type": "object", "properties": {} })] {
         let body = ask(
-            json!({ "tools": [function("f", &parameters)], "tool_choice": "required", "max_tokens": 20 }),
+            json!({ "tools": [function("f", &parameters)], "tool_choice": "required", "max_tokens": 60 }),
         );
         let call = server().ask(PATH, &body)["choices"][0]["message"]["tool_calls"][0].clone();
         assert!(call["function"]["arguments"].as_str().unwrap().starts_with('{'), "{call}");

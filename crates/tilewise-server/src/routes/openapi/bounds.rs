@@ -3,22 +3,31 @@
 use serde_json::{Value, json};
 use tilewise_engine::MAX_COMPLETIONS;
 
+use crate::fields::taken;
 use crate::grammars::MAX_BYTES;
 use crate::prompt::MAX_PROMPTS;
 use crate::sampling::{MAX_BIASES, MAX_STOP_IDS, MAX_STOPS};
 use crate::state::{App, UNKNOWN_MODEL};
 
 /// Schemas of requests, whose fields of a name mean the same.
-const REQUESTS: [&str; 8] = [
+const REQUESTS: [&str; 12] = [
     "ChatRequest",
     "CompletionRequest",
     "GenerateRequest",
     "SamplingParams",
     "ResponsesRequest",
+    "MessagesRequest",
+    "OllamaChatRequest",
+    "OllamaGenerateRequest",
+    "ShowRequest",
     "EmbeddingRequest",
     "TokenizeRequest",
     "DetokenizeRequest",
 ];
+
+/// Those that take fields which mean nothing here.
+const TAKES: [&str; 5] =
+    ["ChatRequest", "CompletionRequest", "GenerateRequest", "SamplingParams", "ResponsesRequest"];
 
 /// Adds them to the description of all endpoints.
 pub(super) fn add(description: &mut Value, app: &App) {
@@ -31,6 +40,9 @@ pub(super) fn add(description: &mut Value, app: &App) {
                 merge(schema, more);
             }
         }
+    }
+    for name in TAKES {
+        schemas[name]["patternProperties"] = taken::patterns();
     }
     merge(schemas, &wholes(app));
 }
@@ -101,6 +113,8 @@ fn wholes(app: &App) -> Value {
             { "properties": { "top_logprobs": { "enum": [0, null] } } },
             { "required": ["logprobs"], "properties": { "logprobs": { "const": true } } },
         ] },
+        "ResponsesRequest": { "properties": { "n": { "minimum": 1, "maximum": 1 } } },
+        "Item": item(),
         "LogprobTriple": {
             "items": true,
             "prefixItems": [{ "type": ["number", "null"] }, { "type": "integer" }, { "type": ["string", "null"] }],
@@ -117,6 +131,28 @@ fn wholes(app: &App) -> Value {
             },
         ] },
     })
+}
+
+/// What the kinds of items have.
+fn item() -> Value {
+    let text = json!({ "type": "string" });
+    let kind = |kind: &str, fields: Value| {
+        let mut required = vec!["type"];
+        required.extend(fields.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str)));
+        let mut properties = fields.clone();
+        properties["type"] = json!({ "const": kind });
+        json!({ "required": required, "properties": properties })
+    };
+    let roles = json!({ "enum": ["system", "developer", "user", "assistant"] });
+    let message = json!({
+        "required": ["role", "content"],
+        "properties": { "type": { "enum": ["message", null] }, "role": roles, "content": text },
+    });
+    json!({ "anyOf": [
+        message,
+        kind("function_call", json!({ "call_id": text, "name": text, "arguments": text })),
+        kind("function_call_output", json!({ "call_id": text, "output": text })),
+    ] })
 }
 
 /// Sets what `more` has, object by object.

@@ -17,7 +17,7 @@ use super::{
     metrics, model_info, models, ollama, responses, server_info, tokenize,
 };
 use crate::body::json;
-use crate::error::ErrorBody;
+use crate::error::{Dialect, ErrorBody, OllamaError};
 use crate::state::App;
 
 /// The description as it is derived.
@@ -32,7 +32,7 @@ use crate::state::App;
         abort_request::abort_request, tokenize::tokenize, detokenize::detokenize, metrics::metrics,
         openapi,
     ),
-    components(schemas(ErrorBody, chat::ChatChunk)),
+    components(schemas(ErrorBody, OllamaError, chat::ChatChunk)),
     modifiers(&Common),
     security(("key" = []))
 )]
@@ -71,7 +71,8 @@ impl Modify for Common {
         let components = description.components.get_or_insert_default();
         components.security_schemes.insert("key".to_owned(), scheme.into());
         for (name, path) in &mut description.paths.paths {
-            path.get.iter_mut().chain(&mut path.post).for_each(add_errors);
+            let schema = if Dialect::of(name) == Dialect::Ollama { "OllamaError" } else { "ErrorBody" };
+            path.get.iter_mut().chain(&mut path.post).for_each(|operation| add_errors(operation, schema));
             if STREAMS.contains(&name.as_str()) {
                 path.post.iter_mut().for_each(add_stream);
             }
@@ -79,10 +80,10 @@ impl Modify for Common {
     }
 }
 
-fn add_errors(operation: &mut Operation) {
+fn add_errors(operation: &mut Operation, schema: &str) {
     let more: &[_] = if operation.request_body.is_some() { &BODY_ERRORS } else { &[] };
     for (status, meaning) in ERRORS.iter().chain(more) {
-        let schema = RefOr::Ref(Ref::from_schema_name("ErrorBody"));
+        let schema = RefOr::Ref(Ref::from_schema_name(schema));
         let content = ContentBuilder::new().schema(Some(schema)).build();
         let response =
             ResponseBuilder::new().description(*meaning).content("application/json", content).build();
