@@ -14,6 +14,7 @@ use crate::fields::Usage;
 use crate::generation::{Batch, End, Generation, News, Token};
 use crate::prompt::{check_length, encode};
 use crate::sampling::{Ask, Sampling};
+use crate::sse::Events;
 use crate::state::{App, Room, blocking};
 
 /// What a request says to the chat template.
@@ -161,5 +162,83 @@ impl Chat {
         let mut usage = self.batch.usage();
         usage.completion_tokens_details.reasoning_tokens = self.reasoning_tokens;
         usage
+    }
+}
+
+/// What a protocol makes of an answer's news: its form on the wire.
+pub(crate) trait Protocol: Send + 'static {
+    /// What a stream begins with.
+    fn begin(&mut self, usage: Usage) -> String;
+
+    /// What news add to a stream; often nothing.
+    fn take(&mut self, news: ChatNews, usage: Usage) -> String;
+
+    /// What ends a stream that failed.
+    fn fail(&mut self, error: &ApiError) -> String;
+
+    /// What ends a stream.
+    fn end(&mut self, _usage: Usage) -> String {
+        String::new()
+    }
+}
+
+/// An answer that is being made.
+pub(crate) struct Answer<P> {
+    chat: Chat,
+    protocol: P,
+    state: Progress,
+}
+
+/// Where a stream is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Begins,
+    Runs,
+    IsOver,
+}
+
+impl<P: Protocol> Answer<P> {
+    pub(crate) fn new(chat: Chat, protocol: P) -> Self {
+        Self { chat, protocol, state: Progress::Begins }
+    }
+
+    /// All of it at once: the protocol once it has taken all news, and what it took.
+    ///
+    /// # Errors
+    /// As [`Chat::next`].
+    pub(crate) async fn whole(mut self) -> Result<(P, Usage), ApiError> {
+        while let Some(news) = self.chat.next().await {
+            let news = news?;
+            self.protocol.take(news, self.chat.usage());
+        }
+        let usage = self.chat.usage();
+        Ok((self.protocol, usage))
+    }
+}
+
+impl<P: Protocol> Events for Answer<P> {
+    async fn next(&mut self) -> Option<String> {
+        while self.state != Progress::IsOver {
+            let words = if self.state == Progress::Begins {
+                self.state = Progress::Runs;
+                self.protocol.begin(self.chat.usage())
+            } else {
+                match self.chat.next().await {
+                    Some(Ok(news)) => self.protocol.take(news, self.chat.usage()),
+                    Some(Err(error)) => {
+                        self.state = Progress::IsOver;
+                        self.protocol.fail(&error)
+                    }
+                    None => {
+                        self.state = Progress::IsOver;
+                        self.protocol.end(self.chat.usage())
+                    }
+                }
+            };
+            if !words.is_empty() {
+                return Some(words);
+            }
+        }
+        None
     }
 }

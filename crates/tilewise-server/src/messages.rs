@@ -16,6 +16,7 @@ pub(crate) struct Content(pub(crate) String);
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it is only described")]
 #[schema(as = Content)]
+#[serde(untagged)]
 pub(crate) enum ContentShape {
     /// At once.
     #[schema(title = "Text")]

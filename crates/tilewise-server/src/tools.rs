@@ -52,6 +52,7 @@ pub(crate) struct Choice(pub(crate) ToolChoice);
 #[derive(ToSchema)]
 #[schema(as = ToolChoice)]
 #[expect(dead_code, reason = "it is only described")]
+#[serde(untagged)]
 pub(crate) enum ToolChoiceShape {
     /// One of three words.
     #[schema(title = "Mode")]

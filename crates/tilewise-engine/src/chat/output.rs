@@ -32,16 +32,18 @@ impl Said {
 pub struct OutputReader {
     reasoning: Option<ReasoningReader>,
     calls: Option<CallReader>,
+    /// White space that nothing was said after: models write it before calls, and it is dropped there.
+    blank: String,
 }
 
 impl OutputReader {
     pub(super) fn new(reasoning: Option<ReasoningReader>, calls: Option<CallReader>) -> Self {
-        Self { reasoning, calls }
+        Self { reasoning, calls, blank: String::new() }
     }
 
     /// One that takes all text as said.
     pub fn plain() -> Self {
-        Self { reasoning: None, calls: None }
+        Self::new(None, None)
     }
 
     /// What a piece adds.
@@ -62,9 +64,11 @@ impl OutputReader {
             let (reasoning, text) = reader.finish();
             said.append(Said { reasoning, ..self.sort(&text) });
         }
-        if let Some(reader) = &mut self.calls {
-            said.content.push_str(&reader.finish());
+        let rest = self.calls.as_mut().map(CallReader::finish).unwrap_or_default();
+        if !self.has_calls() {
+            said.content.push_str(&std::mem::take(&mut self.blank));
         }
+        said.content.push_str(&rest);
         said
     }
 
@@ -88,9 +92,38 @@ impl OutputReader {
         match &mut self.calls {
             Some(reader) => {
                 let (content, calls) = reader.push(text);
+                let is_blank = content.trim().is_empty();
+                self.blank.push_str(&content);
+                let content = if is_blank { String::new() } else { std::mem::take(&mut self.blank) };
+                if !calls.is_empty() {
+                    self.blank.clear();
+                }
                 Said { content, calls, ..Said::default() }
             }
             None => Said { content: text.to_owned(), ..Said::default() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_before_a_call_is_not_said_and_before_words_is() {
+        let call = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+        for (text, content) in [
+            (format!("\n\n{call}"), ""),
+            (format!("say\n{call}\n"), "say"),
+            ("\n\nsay \n".to_owned(), "\n\nsay \n"),
+            (" \n".to_owned(), " \n"),
+        ] {
+            for cut in 0..=text.len() {
+                let mut reader = OutputReader::new(None, Some(CallReader::new(vec!["f".to_owned()], false)));
+                let mut said = reader.push(&text[..cut]).content;
+                said.push_str(&reader.finish(&text[cut..]).content);
+                assert_eq!(said, content, "{text:?} cut at {cut}");
+            }
         }
     }
 }

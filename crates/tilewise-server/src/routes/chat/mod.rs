@@ -14,12 +14,12 @@ pub(crate) use answer::{ChatChunk, ChatCompletion};
 pub(crate) use request::ChatRequest;
 
 use crate::body::json;
-use crate::chats::{Chat, ChatNews};
+use crate::chats::{Answer, Chat, ChatNews, Protocol};
 use crate::error::ApiError;
 use crate::fields::Usage;
 use crate::generation::Token;
 use crate::request::Body;
-use crate::sse::{self, Events};
+use crate::sse;
 use crate::state::{App, now};
 
 /// Continues a conversation.
@@ -40,42 +40,40 @@ pub(crate) async fn chat(
     let room = app.admit(n)?;
     let id = app.new_name("chatcmpl-");
     let chat = Chat::start(&app, ask, room, request.common.name().unwrap_or(&id)).await?;
-    let answer = Answer {
+    let choice = |index| ChatChoice { index, ..ChatChoice::default() };
+    let protocol = Chunks {
         app: app.clone(),
         id,
         created: now(),
         has_logprobs: request.chat.logprobs.unwrap_or(false),
         calls: vec![0; n],
+        choices: if request.common.streams() { Vec::new() } else { (0..n).map(choice).collect() },
         includes_usage: request.common.includes_usage(),
         counts_on_the_way: request.common.counts_on_the_way(),
-        state: Progress::Begins,
-        chat,
     };
-    if request.common.streams() { Ok(sse::respond(&app, answer)) } else { answer.whole().await }
+    let answer = Answer::new(chat, protocol);
+    if request.common.streams() {
+        return Ok(sse::respond(&app, answer));
+    }
+    let (whole, usage) = answer.whole().await?;
+    Ok(json(&whole.completion(usage)))
 }
 
-/// Where a stream is.
-enum Progress {
-    Begins,
-    Runs,
-    IsOver,
-}
-
-/// An answer that is being made.
-struct Answer {
+/// An answer in OpenAI's protocol.
+struct Chunks {
     app: Arc<App>,
     id: String,
     created: u64,
     has_logprobs: bool,
     /// Calls of each choice so far.
     calls: Vec<usize>,
+    /// What came of each choice, where all is told at once.
+    choices: Vec<ChatChoice>,
     includes_usage: bool,
     counts_on_the_way: bool,
-    state: Progress,
-    chat: Chat,
 }
 
-impl Answer {
+impl Chunks {
     /// What news add, if anything.
     fn part(&mut self, news: ChatNews) -> Option<ChunkChoice> {
         match news {
@@ -116,6 +114,18 @@ impl Answer {
         ChunkChoice { index, delta, logprobs, ..ChunkChoice::default() }
     }
 
+    /// All of it at once.
+    fn completion(self, usage: Usage) -> ChatCompletion {
+        ChatCompletion {
+            id: self.id,
+            object: "chat.completion",
+            created: self.created,
+            model: self.app.config.served_model_name.clone(),
+            choices: self.choices.into_iter().map(ChatChoice::finished).collect(),
+            usage,
+        }
+    }
+
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
         sse::data(&ChatChunk {
             id: self.id.clone(),
@@ -126,65 +136,36 @@ impl Answer {
             usage,
         })
     }
+}
 
-    /// All of it at once.
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        let choice = |index| ChatChoice { index, ..ChatChoice::default() };
-        let mut choices: Vec<ChatChoice> = (0..self.calls.len()).map(choice).collect();
-        while let Some(news) = self.chat.next().await {
-            if let Some(part) = self.part(news?) {
-                choices[part.index].append(part);
-            }
-        }
-        Ok(json(&ChatCompletion {
-            id: self.id.clone(),
-            object: "chat.completion",
-            created: self.created,
-            model: self.app.config.served_model_name.clone(),
-            choices: choices.into_iter().map(ChatChoice::finished).collect(),
-            usage: self.chat.usage(),
-        }))
-    }
-
+impl Protocol for Chunks {
     /// Who speaks, once for each choice.
-    fn roles(&self) -> String {
+    fn begin(&mut self, usage: Usage) -> String {
         let role = |index| {
             let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
-            let usage = self.counts_on_the_way.then(|| self.chat.usage());
-            self.chunk(vec![ChunkChoice { index, delta, ..ChunkChoice::default() }], usage)
+            let choice = ChunkChoice { index, delta, ..ChunkChoice::default() };
+            self.chunk(vec![choice], self.counts_on_the_way.then_some(usage))
         };
         (0..self.calls.len()).map(role).collect()
     }
-}
 
-impl Events for Answer {
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            match self.state {
-                Progress::IsOver => return None,
-                Progress::Begins => {
-                    self.state = Progress::Runs;
-                    return Some(self.roles());
-                }
-                Progress::Runs => {}
+    fn take(&mut self, news: ChatNews, usage: Usage) -> String {
+        let Some(part) = self.part(news) else { return String::new() };
+        match self.choices.get_mut(part.index) {
+            Some(choice) => {
+                choice.append(part);
+                String::new()
             }
-            match self.chat.next().await {
-                Some(Ok(news)) => {
-                    if let Some(part) = self.part(news) {
-                        let usage = self.counts_on_the_way.then(|| self.chat.usage());
-                        return Some(self.chunk(vec![part], usage));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.state = Progress::IsOver;
-                    return Some(sse::error(&error) + sse::DONE);
-                }
-                None => {
-                    self.state = Progress::IsOver;
-                    let usage = self.includes_usage.then(|| self.chunk(Vec::new(), Some(self.chat.usage())));
-                    return Some(usage.unwrap_or_default() + sse::DONE);
-                }
-            }
+            None => self.chunk(vec![part], self.counts_on_the_way.then_some(usage)),
         }
+    }
+
+    fn fail(&mut self, error: &ApiError) -> String {
+        sse::error(error) + sse::DONE
+    }
+
+    fn end(&mut self, usage: Usage) -> String {
+        let usage = self.includes_usage.then(|| self.chunk(Vec::new(), Some(usage)));
+        usage.unwrap_or_default() + sse::DONE
     }
 }

@@ -15,11 +15,12 @@ pub(crate) use answer::{MessageObject, TokenCount};
 pub(crate) use request::MessagesRequest;
 
 use crate::body;
-use crate::chats::{Chat, ChatNews};
+use crate::chats::{Answer, Chat, ChatNews, Protocol};
 use crate::error::{ApiError, Dialect};
+use crate::fields::Usage;
 use crate::generation::End;
 use crate::request::Body;
-use crate::sse::{self, Events};
+use crate::sse;
 use crate::state::{App, blocking};
 
 /// Continues a conversation.
@@ -47,9 +48,11 @@ pub(crate) async fn messages(
         usage: chat.usage().into(),
     };
     let streams = request.fields.stream.unwrap_or(false);
-    let answer =
-        Answer { app: app.clone(), message, open: None, blank: String::new(), state: Progress::Begins, chat };
-    let response = if streams { sse::respond(&app, answer) } else { answer.whole().await? };
+    let answer = Answer::new(chat, Blocks { app: app.clone(), message, open: None });
+    let response = match streams {
+        true => sse::respond(&app, answer),
+        false => body::json(&answer.whole().await?.0.message),
+    };
     Ok(ignored.name_in(response))
 }
 
@@ -68,23 +71,12 @@ pub(crate) async fn count_tokens(
     Ok(ignored.name_in(body::json(&TokenCount { input_tokens })))
 }
 
-/// Where a stream is.
-enum Progress {
-    Begins,
-    Runs,
-    IsOver,
-}
-
-/// An answer that is being made.
-struct Answer {
+/// An answer as blocks, and the events that tell them.
+struct Blocks {
     app: Arc<App>,
     message: MessageObject,
     /// The block that goes on.
     open: Option<Block>,
-    /// White space that no text has begun with yet: models write it before calls.
-    blank: String,
-    state: Progress,
-    chat: Chat,
 }
 
 fn event(name: &str, mut fields: Value) -> String {
@@ -92,46 +84,26 @@ fn event(name: &str, mut fields: Value) -> String {
     sse::event(name, &fields)
 }
 
-impl Answer {
-    /// All of it at once.
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        while let Some(news) = self.chat.next().await {
-            self.take(news?);
-        }
-        Ok(body::json(&self.message))
-    }
-
-    /// Adds news, and tells them.
-    fn take(&mut self, news: ChatNews) -> String {
-        match news {
-            ChatNews::Token { said, .. } => self.say(said),
-            ChatNews::End { said, end, is_call, .. } => self.say(said) + &self.end(&end, is_call),
-        }
-    }
-
+impl Blocks {
     /// Adds what was thought, said and called, in this order.
     fn say(&mut self, said: Said) -> String {
         let mut events = String::new();
         if !said.reasoning.is_empty() {
             if !matches!(self.open, Some(Block::Thinking(_))) {
-                events += &self.begin(Block::Thinking(String::new()));
+                events += &self.begin_block(Block::Thinking(String::new()));
             }
             events += &self.add(&said.reasoning);
         }
-        self.blank.push_str(&said.content);
-        let is_open = matches!(self.open, Some(Block::Text(_)));
-        if !said.content.is_empty() && (is_open || !self.blank.trim().is_empty()) {
-            let text = std::mem::take(&mut self.blank);
-            if !is_open {
-                events += &self.begin(Block::Text(String::new()));
+        if !said.content.is_empty() {
+            if !matches!(self.open, Some(Block::Text(_))) {
+                events += &self.begin_block(Block::Text(String::new()));
             }
-            events += &self.add(&text);
+            events += &self.add(&said.content);
         }
         for CallPart { name, arguments } in said.calls {
             if let Some(name) = name {
-                self.blank.clear();
                 let id = self.app.new_name("toolu_");
-                events += &self.begin(Block::ToolUse(id, name, String::new()));
+                events += &self.begin_block(Block::ToolUse(id, name, String::new()));
             }
             if !arguments.is_empty() {
                 events += &self.add(&arguments);
@@ -141,7 +113,7 @@ impl Answer {
     }
 
     /// Begins a block, and ends the one before it.
-    fn begin(&mut self, block: Block) -> String {
+    fn begin_block(&mut self, block: Block) -> String {
         let closed = self.close();
         let begun = json!({ "index": self.message.content.len(), "content_block": block.begun() });
         self.open = Some(block);
@@ -162,55 +134,35 @@ impl Answer {
     }
 
     /// Ends the answer. It has a text, if an empty one, where there is nothing else but thoughts.
-    fn end(&mut self, end: &End, is_call: bool) -> String {
-        let is_said = |block: &Value| block["type"] != "thinking";
-        let is_open = self.open.as_ref().is_some_and(|block| !matches!(block, Block::Thinking(_)));
-        let mut events = String::new();
-        if !is_open && !self.message.content.iter().any(is_said) {
-            let text = std::mem::take(&mut self.blank);
-            events += &self.begin(Block::Text(String::new()));
-            if !text.is_empty() {
-                events += &self.add(&text);
-            }
-        }
+    fn finish(&mut self, end: &End, is_call: bool, usage: Usage) -> String {
+        let is_thought = |block: &Value| block["type"] == "thinking";
+        let is_said = self.open.as_ref().is_some_and(|block| !matches!(block, Block::Thinking(_)))
+            || !self.message.content.iter().all(is_thought);
+        let mut events = if is_said { String::new() } else { self.begin_block(Block::Text(String::new())) };
         events += &self.close();
         let (reason, sequence) = stop_reason(end, is_call);
         (self.message.stop_reason, self.message.stop_sequence) = (Some(reason), sequence.clone());
-        self.message.usage = self.chat.usage().into();
+        self.message.usage = usage.into();
         let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
-        events
-            + &event("message_delta", json!({ "delta": delta, "usage": self.message.usage }))
-            + &event("message_stop", json!({}))
+        events += &event("message_delta", json!({ "delta": delta, "usage": self.message.usage }));
+        events + &event("message_stop", json!({}))
     }
 }
 
-impl Events for Answer {
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            match self.state {
-                Progress::IsOver => return None,
-                Progress::Begins => {
-                    self.state = Progress::Runs;
-                    return Some(event("message_start", json!({ "message": self.message })));
-                }
-                Progress::Runs => {}
-            }
-            match self.chat.next().await {
-                Some(Ok(news)) => {
-                    let events = self.take(news);
-                    if !events.is_empty() {
-                        return Some(events);
-                    }
-                }
-                Some(Err(error)) => {
-                    self.state = Progress::IsOver;
-                    return Some(sse::event("error", &Dialect::Anthropic.error(&error)));
-                }
-                None => {
-                    self.state = Progress::IsOver;
-                    return None;
-                }
-            }
+impl Protocol for Blocks {
+    fn begin(&mut self, usage: Usage) -> String {
+        self.message.usage = usage.into();
+        event("message_start", json!({ "message": self.message }))
+    }
+
+    fn take(&mut self, news: ChatNews, usage: Usage) -> String {
+        match news {
+            ChatNews::Token { said, .. } => self.say(said),
+            ChatNews::End { said, end, is_call, .. } => self.say(said) + &self.finish(&end, is_call, usage),
         }
+    }
+
+    fn fail(&mut self, error: &ApiError) -> String {
+        sse::event("error", &Dialect::Anthropic.error(error))
     }
 }

@@ -9,18 +9,19 @@ use std::time::{Instant, SystemTime};
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
-use tilewise_engine::chat::{CallPart, Said};
+use tilewise_engine::chat::CallPart;
 
 pub(crate) use models::{__path_ps, __path_show, __path_tags, __path_version, ps, show, tags, version};
 pub(crate) use request::{OllamaChatRequest, OllamaGenerateRequest};
 
 use crate::body;
-use crate::chats::{Chat, ChatNews};
+use crate::chats::{Answer, Chat, ChatNews, Protocol};
 use crate::error::{ApiError, Dialect};
+use crate::fields::Usage;
 use crate::generation::End;
 use crate::prompt::OnePrompt;
 use crate::request::{Body, Ignored};
-use crate::sse::{self, Events};
+use crate::sse;
 use crate::state::{App, Room, blocking};
 
 /// Continues a conversation.
@@ -39,7 +40,7 @@ pub(crate) async fn chat(
     let ask = request.ask(&app, &mut ignored)?;
     let room = app.admit(1)?;
     let chat = Chat::start(&app, ask, room, &app.new_name("ollama-")).await?;
-    Answer::new(&app, chat, true).respond(request.common.streams(), &ignored).await
+    respond(&app, chat, true, request.common.streams(), &ignored).await
 }
 
 /// Continues a prompt.
@@ -63,7 +64,7 @@ pub(crate) async fn generate(
         true => raw(&app, &request, &mut ignored, room, &name).await?,
         false => Chat::start(&app, request.ask(&app, &mut ignored)?, room, &name).await?,
     };
-    Answer::new(&app, chat, false).respond(request.common.streams(), &ignored).await
+    respond(&app, chat, false, request.common.streams(), &ignored).await
 }
 
 /// Continues a prompt as it stands.
@@ -106,37 +107,50 @@ fn loaded(app: &App, is_chat: bool) -> Value {
     answer
 }
 
-/// An answer that is being made.
-struct Answer {
+/// The answer, whole or in lines.
+async fn respond(
+    app: &Arc<App>,
+    chat: Chat,
+    is_chat: bool,
+    streams: bool,
+    ignored: &Ignored,
+) -> Result<Response, ApiError> {
+    let whole = (!streams).then(Whole::default);
+    let lines = Lines { app: app.clone(), is_chat, call: None, began: Instant::now(), first: None, whole };
+    let answer = Answer::new(chat, lines);
+    let response = match streams {
+        true => sse::respond_lines(answer),
+        false => {
+            let lines = answer.whole().await?.0;
+            body::json(&lines.whole.map(|whole| whole.last).unwrap_or_default())
+        }
+    };
+    Ok(ignored.name_in(response))
+}
+
+/// An answer as objects, each of which is a line.
+struct Lines {
     app: Arc<App>,
     /// Whether it is a message; it is a text otherwise.
     is_chat: bool,
-    chat: Chat,
     /// A call whose arguments still come.
     call: Option<(String, String)>,
     began: Instant,
     first: Option<Instant>,
-    is_over: bool,
+    /// What came so far, where all is told at once.
+    whole: Option<Whole>,
 }
 
-impl Answer {
-    fn new(app: &Arc<App>, chat: Chat, is_chat: bool) -> Self {
-        Self {
-            app: app.clone(),
-            is_chat,
-            chat,
-            call: None,
-            began: Instant::now(),
-            first: None,
-            is_over: false,
-        }
-    }
+/// All words and calls, and at the end the object of them.
+#[derive(Default)]
+struct Whole {
+    content: String,
+    thinking: String,
+    calls: Vec<Value>,
+    last: Value,
+}
 
-    async fn respond(self, streams: bool, ignored: &Ignored) -> Result<Response, ApiError> {
-        let response = if streams { sse::respond_lines(self) } else { self.whole().await? };
-        Ok(ignored.name_in(response))
-    }
-
+impl Lines {
     /// An object of what is new.
     fn part(&self, content: &str, thinking: &str, calls: Vec<Value>) -> Value {
         let mut part = json!({
@@ -181,31 +195,11 @@ impl Answer {
         whole.into_iter().map(call).collect()
     }
 
-    /// What news add, if anything.
-    fn take(&mut self, news: ChatNews) -> Option<Value> {
-        self.first.get_or_insert_with(Instant::now);
-        match news {
-            ChatNews::Token { said, .. } => {
-                let Said { content, reasoning, calls } = said;
-                let calls = self.calls(calls, false);
-                let is_empty = content.is_empty() && reasoning.is_empty() && calls.is_empty();
-                (!is_empty).then(|| self.part(&content, &reasoning, calls))
-            }
-            ChatNews::End { said, end, .. } => {
-                let calls = self.calls(said.calls, true);
-                let mut last = self.part(&said.content, &said.reasoning, calls);
-                self.finish(&mut last, &end);
-                Some(last)
-            }
-        }
-    }
-
     /// Says that the answer is over, and what it took, in nanoseconds.
-    fn finish(&self, last: &mut Value, end: &End) {
+    fn finish(&self, last: &mut Value, end: &End, usage: Usage) {
         let now = Instant::now();
         let first = self.first.unwrap_or(now);
         let nanoseconds = |from: Instant, to: Instant| Value::from((to - from).as_nanos() as u64);
-        let usage = self.chat.usage();
         last["done"] = true.into();
         last["done_reason"] = if *end == End::Length { "length" } else { "stop" }.into();
         last["total_duration"] = nanoseconds(self.began, now);
@@ -215,46 +209,47 @@ impl Answer {
         last["eval_count"] = usage.completion_tokens.into();
         last["eval_duration"] = nanoseconds(first, now);
     }
-
-    /// All of it at once.
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        let (mut content, mut thinking, mut calls) = (String::new(), String::new(), Vec::new());
-        let mut whole = Value::Null;
-        while let Some(news) = self.chat.next().await {
-            let Some(part) = self.take(news?) else { continue };
-            let words = if self.is_chat { &part["message"] } else { &part };
-            let text = |name: &str| words[name].as_str().unwrap_or_default();
-            content.push_str(text(if self.is_chat { "content" } else { "response" }));
-            thinking.push_str(text("thinking"));
-            calls.extend(words["tool_calls"].as_array().cloned().unwrap_or_default());
-            whole = part;
-        }
-        let words = self.part(&content, &thinking, calls);
-        for name in ["message", "response", "thinking"] {
-            if let Some(value) = words.get(name) {
-                whole[name] = value.clone();
-            }
-        }
-        Ok(body::json(&whole))
-    }
 }
 
-impl Events for Answer {
-    async fn next(&mut self) -> Option<String> {
-        while !self.is_over {
-            match self.chat.next().await {
-                Some(Ok(news)) => {
-                    if let Some(part) = self.take(news) {
-                        return Some(format!("{part}\n"));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.is_over = true;
-                    return Some(format!("{}\n", Dialect::Ollama.error(&error)));
-                }
-                None => self.is_over = true,
+impl Protocol for Lines {
+    fn begin(&mut self, _: Usage) -> String {
+        String::new()
+    }
+
+    fn take(&mut self, news: ChatNews, usage: Usage) -> String {
+        self.first.get_or_insert_with(Instant::now);
+        let (said, end) = match news {
+            ChatNews::Token { said, .. } => (said, None),
+            ChatNews::End { said, end, .. } => (said, Some(end)),
+        };
+        let calls = self.calls(said.calls, end.is_some());
+        let (mut content, mut thinking, mut all_calls) = (said.content, said.reasoning, calls);
+        if let Some(whole) = &mut self.whole {
+            whole.content.push_str(&content);
+            whole.thinking.push_str(&thinking);
+            whole.calls.append(&mut all_calls);
+            if end.is_none() {
+                return String::new();
             }
+            (content, thinking) = (std::mem::take(&mut whole.content), std::mem::take(&mut whole.thinking));
+            all_calls = std::mem::take(&mut whole.calls);
+        } else if end.is_none() && content.is_empty() && thinking.is_empty() && all_calls.is_empty() {
+            return String::new();
         }
-        None
+        let mut part = self.part(&content, &thinking, all_calls);
+        if let Some(end) = end {
+            self.finish(&mut part, &end, usage);
+        }
+        match &mut self.whole {
+            Some(whole) => {
+                whole.last = part;
+                String::new()
+            }
+            None => format!("{part}\n"),
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError) -> String {
+        format!("{}\n", Dialect::Ollama.error(error))
     }
 }

@@ -114,6 +114,10 @@ fn wholes(app: &App) -> Value {
             { "required": ["logprobs"], "properties": { "logprobs": { "const": true } } },
         ] },
         "ResponsesRequest": { "properties": { "n": { "minimum": 1, "maximum": 1 } } },
+        "Input": { "anyOf": [
+            { "type": "string" },
+            { "type": "array", "minItems": 1, "items": { "$ref": "#/components/schemas/Item" } },
+        ] },
         "Item": item(),
         "LogprobTriple": {
             "items": true,

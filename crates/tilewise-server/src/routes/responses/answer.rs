@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
+use crate::tools::ToolChoiceShape;
 
 /// An answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -28,7 +29,7 @@ pub(crate) struct ResponseObject {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     /// As it was asked for.
-    #[schema(value_type = Object)]
+    #[schema(value_type = ToolChoiceShape)]
     pub(crate) tool_choice: Value,
     /// The functions that may be called.
     #[schema(value_type = Vec<Object>)]

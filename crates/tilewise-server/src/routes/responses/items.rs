@@ -31,6 +31,7 @@ impl Default for Input {
 #[derive(ToSchema)]
 #[schema(as = Input)]
 #[expect(dead_code, reason = "it is only described")]
+#[serde(untagged)]
 pub(crate) enum InputShape {
     /// The user's words.
     #[schema(title = "Text")]

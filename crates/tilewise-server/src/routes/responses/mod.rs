@@ -12,15 +12,16 @@ use serde_json::{Value, json};
 use tilewise_engine::chat::{CallPart, Said};
 
 pub(crate) use answer::ResponseObject;
-use answer::{Draft, IncompleteDetails, Kind, failure};
+use answer::{Draft, IncompleteDetails, Kind, OutputItem, failure};
 pub(crate) use request::ResponsesRequest;
 
 use crate::body;
-use crate::chats::{Chat, ChatNews};
+use crate::chats::{Answer, Chat, ChatNews, Protocol};
 use crate::error::ApiError;
+use crate::fields::Usage;
 use crate::generation::End;
 use crate::request::Body;
-use crate::sse::{self, Events};
+use crate::sse;
 use crate::state::{App, now};
 
 /// Answers a text or a conversation.
@@ -38,17 +39,12 @@ pub(crate) async fn responses(
     let response = begun(&app, &request, tools);
     let name = request.common.name().unwrap_or(&response.id).to_owned();
     let chat = Chat::start(&app, ask, room, &name).await?;
-    let answer = Answer {
-        app: app.clone(),
-        response,
-        open: None,
-        blank: String::new(),
-        streams: request.common.streams(),
-        sent: 0,
-        state: Progress::Begins,
-        chat,
+    let streams = request.common.streams();
+    let answer = Answer::new(chat, Items { app: app.clone(), response, open: None, streams, sent: 0 });
+    let response = match streams {
+        true => sse::respond(&app, answer),
+        false => body::json(&answer.whole().await?.0.response),
     };
-    let response = if answer.streams { sse::respond(&app, answer) } else { answer.whole().await? };
     Ok(ignored.name_in(response))
 }
 
@@ -79,45 +75,18 @@ fn begun(app: &App, request: &ResponsesRequest, tools: Vec<Value>) -> ResponseOb
     }
 }
 
-/// Where a stream is.
-enum Progress {
-    Begins,
-    Runs,
-    IsOver,
-}
-
-/// An answer that is being made.
-struct Answer {
+/// An answer as items, and the events that tell them.
+struct Items {
     app: Arc<App>,
     response: ResponseObject,
     /// The item that goes on.
     open: Option<Draft>,
-    /// White space that no message has begun with yet: models write it before calls.
-    blank: String,
     streams: bool,
     /// Events so far.
     sent: usize,
-    state: Progress,
-    chat: Chat,
 }
 
-impl Answer {
-    /// All of it at once.
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        while let Some(news) = self.chat.next().await {
-            self.take(news?);
-        }
-        Ok(body::json(&self.response))
-    }
-
-    /// Adds news, and tells them.
-    fn take(&mut self, news: ChatNews) -> String {
-        match news {
-            ChatNews::Token { said, .. } => self.say(said),
-            ChatNews::End { said, end, .. } => self.say(said) + &self.end(&end),
-        }
-    }
-
+impl Items {
     /// An event with its number; nothing where nobody listens.
     fn event(&mut self, name: &str, mut fields: Value) -> String {
         if !self.streams {
@@ -141,17 +110,11 @@ impl Answer {
             events += &self.add(Kind::Reasoning, &said.reasoning);
         }
         if !said.content.is_empty() {
-            let is_open = self.open.as_ref().is_some_and(|draft| draft.kind == Kind::Message);
-            self.blank.push_str(&said.content);
-            if is_open || !self.blank.trim().is_empty() {
-                let text = std::mem::take(&mut self.blank);
-                events += &self.add(Kind::Message, &text);
-            }
+            events += &self.add(Kind::Message, &said.content);
         }
         for CallPart { name, arguments } in said.calls {
             if let Some(name) = name {
-                self.blank.clear();
-                events += &self.begin(Kind::Call, name);
+                events += &self.begin_item(Kind::Call, name);
             }
             events += &self.add(Kind::Call, &arguments);
         }
@@ -159,7 +122,7 @@ impl Answer {
     }
 
     /// Begins an item, and ends the one before it.
-    fn begin(&mut self, kind: Kind, name: String) -> String {
+    fn begin_item(&mut self, kind: Kind, name: String) -> String {
         let closed = self.close("completed");
         let (prefix, call_id) = match kind {
             Kind::Message => ("msg_", String::new()),
@@ -181,7 +144,7 @@ impl Answer {
     /// Adds words to the item of a kind, which begins if another or none is open.
     fn add(&mut self, kind: Kind, words: &str) -> String {
         let is_open = self.open.as_ref().is_some_and(|draft| draft.kind == kind);
-        let begun = if is_open { String::new() } else { self.begin(kind, String::new()) };
+        let begun = if is_open { String::new() } else { self.begin_item(kind, String::new()) };
         let Some(draft) = &mut self.open else { return begun };
         draft.text.push_str(words);
         if words.is_empty() {
@@ -241,67 +204,40 @@ impl Answer {
     }
 
     /// Ends the answer. It has a message, if an empty one, where there is nothing else but thoughts.
-    fn end(&mut self, end: &End) -> String {
+    fn finish(&mut self, end: &End, usage: Usage) -> String {
         let reason = match end {
             End::Length => Some("max_output_tokens"),
             End::Aborted => Some("aborted"),
             _ => None,
         };
         let status = if reason.is_some() { "incomplete" } else { "completed" };
-        let mut events = String::new();
-        let has_call =
-            self.response.output.iter().any(|item| matches!(item, answer::OutputItem::FunctionCall { .. }));
-        let is_thought = |draft: &Draft| draft.kind == Kind::Reasoning;
-        if !has_call && self.open.as_ref().is_none_or(is_thought) && !self.has_message() {
-            let text = std::mem::take(&mut self.blank);
-            events += &self.add(Kind::Message, &text);
-        }
+        let is_thought = |item: &OutputItem| matches!(item, OutputItem::Reasoning { .. });
+        let is_said = self.open.as_ref().is_some_and(|draft| draft.kind != Kind::Reasoning)
+            || !self.response.output.iter().all(is_thought);
+        let mut events = if is_said { String::new() } else { self.add(Kind::Message, "") };
         events += &self.close(status);
         self.response.status = status;
         self.response.incomplete_details = reason.map(|reason| IncompleteDetails { reason });
-        self.response.usage = Some(self.chat.usage().into());
+        self.response.usage = Some(usage.into());
         events + &self.response_event(&format!("response.{status}"))
     }
+}
 
-    fn has_message(&self) -> bool {
-        self.response.output.iter().any(|item| matches!(item, answer::OutputItem::Message { .. }))
+impl Protocol for Items {
+    fn begin(&mut self, _: Usage) -> String {
+        self.response_event("response.created") + &self.response_event("response.in_progress")
+    }
+
+    fn take(&mut self, news: ChatNews, usage: Usage) -> String {
+        match news {
+            ChatNews::Token { said, .. } => self.say(said),
+            ChatNews::End { said, end, .. } => self.say(said) + &self.finish(&end, usage),
+        }
     }
 
     fn fail(&mut self, error: &ApiError) -> String {
         self.response.status = "failed";
         self.response.error = Some(failure(&error.to_string()));
         self.response_event("response.failed")
-    }
-}
-
-impl Events for Answer {
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            match self.state {
-                Progress::IsOver => return None,
-                Progress::Begins => {
-                    self.state = Progress::Runs;
-                    let created = self.response_event("response.created");
-                    return Some(created + &self.response_event("response.in_progress"));
-                }
-                Progress::Runs => {}
-            }
-            match self.chat.next().await {
-                Some(Ok(news)) => {
-                    let events = self.take(news);
-                    if !events.is_empty() {
-                        return Some(events);
-                    }
-                }
-                Some(Err(error)) => {
-                    self.state = Progress::IsOver;
-                    return Some(self.fail(&error));
-                }
-                None => {
-                    self.state = Progress::IsOver;
-                    return None;
-                }
-            }
-        }
     }
 }
