@@ -40,6 +40,10 @@ pub(crate) struct ServedModel {
 impl ServedModel {
     pub(crate) fn open(source: &ModelSource, config: &ServerConfig) -> Result<Self, crate::ServerError> {
         let tokenizer = source.tokenizer()?;
+        tokenizer.notes().iter().for_each(|note| tracing::warn!("{note}"));
+        if let Some(error) = tokenizer.template_error() {
+            tracing::warn!("conversations are refused: {error}");
+        }
         let token_bytes = tokenizer.token_bytes()?;
         let (calls, reasoning) = (config.tool_call_parser.as_deref(), config.reasoning_parser.as_deref());
         let format = ChatFormat::choose(tokenizer.chat_template().ok(), calls, reasoning)
