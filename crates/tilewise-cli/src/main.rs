@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
     match command {
         Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
         Command::Bench(Bench::Attention(args)) => commands::bench_attention::run(&args),
         Command::BenchOneBatch(args) => commands::bench_one_batch::run(&args),
         Command::BenchServingOffline(args) => commands::bench_serving_offline::run(&args),

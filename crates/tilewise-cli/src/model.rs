@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tilewise::Device;
 use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
-use tilewise_engine::model::{ModelSource, hub};
+use tilewise_engine::model::{ModelSource, SamplingDefaults, hub};
 use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
 
 use crate::args::{DeviceArgs, EngineArgs, LoadFormat, ModelArgs, SpeculationArgs, TierArgs};
@@ -64,6 +64,25 @@ fn folder(model: &ModelArgs) -> Result<Option<PathBuf>, CliError> {
 pub(crate) fn print_notes(notes: &[String]) {
     for note in notes {
         eprintln!("tilewise: note: {note}");
+    }
+}
+
+/// Says which of the model's own sampling parameters count, if any do.
+pub(crate) fn print_sampling(model: &SamplingDefaults) {
+    let SamplingDefaults { temperature, top_p, top_k, min_p, repetition_penalty } = *model;
+    let said = [
+        temperature.map(|value| format!("temperature {value}")),
+        top_p.map(|value| format!("top_p {value}")),
+        top_k.map(|value| format!("top_k {value}")),
+        min_p.map(|value| format!("min_p {value}")),
+        repetition_penalty.map(|value| format!("repetition_penalty {value}")),
+    ];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    if !said.is_empty() {
+        let said = said.join(", ");
+        eprintln!(
+            "tilewise: sampling as the model's generation_config.json says: {said} (--sampling-defaults none ignores it)"
+        );
     }
 }
 

@@ -1,8 +1,11 @@
 //! The command line.
 
 mod bench;
+mod chat;
 mod engine;
 mod generate;
+mod run;
+mod sampling;
 mod serve;
 mod shape;
 mod values;
@@ -14,10 +17,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tilewise::DType;
 
 pub(crate) use bench::{BenchAttentionArgs, BenchOneBatchArgs, BenchServingOfflineArgs};
+pub(crate) use chat::ChatArgs;
 pub(crate) use engine::{
     DeviceArgs, EngineArgs, LoadFormat, ModelArgs, PolicyArgs, SpeculationArgs, TierArgs,
 };
 pub(crate) use generate::GenerateArgs;
+pub(crate) use run::RunArgs;
+pub(crate) use sampling::{ConversationArgs, SamplingArgs};
 pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use shape::{Layout, ShapeArgs};
 use values::dtype;
@@ -34,6 +40,8 @@ struct CommandLine {
 pub(crate) enum Command {
     /// Continue a text; with no model given, by the embedded one, which knows Python
     Generate(GenerateArgs),
+    /// Talk with a model in the terminal; with no model given, with the embedded one, which knows Python
+    Chat(ChatArgs),
     /// Measure a kernel
     #[command(subcommand)]
     Bench(Bench),
