@@ -123,6 +123,19 @@ fn bench_one_batch_prints_its_lines_and_appends_its_results() {
 }
 
 #[test]
+fn bench_one_batch_measures_what_the_context_holds_unless_told() {
+    let folder = tiny_model();
+    let results = folder.path().join("result.jsonl");
+    let args = ["bench-one-batch", "--model", path(folder.path()), "--load-format", "dummy"];
+    run(&[&args[..], &["--output-len", "2", "5", "--result-filename", path(&results)]].concat());
+    let written = std::fs::read_to_string(&results).unwrap();
+    let lens = written.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["input_len"].clone());
+    assert_eq!(lens.collect::<Vec<_>>(), [json!(251), json!(251)]);
+    let words = ["--input-len 250", "--output-len 7", "256"];
+    refused(&[&args[..], &["--input-len", "250", "--output-len", "7"]].concat(), 2, &words);
+}
+
+#[test]
 fn the_correctness_test_shows_that_parts_and_whole_agree() {
     let folder = tiny_model();
     let dummy = ["--model-path", path(folder.path()), "--load-format", "dummy"];

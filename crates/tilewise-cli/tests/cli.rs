@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{path, refused, run, run_json, tiny_model};
+use common::{path, refused, run, run_json, said, tilewise, tiny_model};
 use serde_json::json;
 
 const SHAPE: [&str; 6] = ["--q-len", "20", "--qo-heads", "4", "--kv-heads", "2"];
@@ -54,6 +54,50 @@ fn bad_usage_exits_with_2_and_one_sentence() {
 }
 
 #[test]
+fn a_slip_of_the_keys_gets_the_whole_tip() {
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["generat", "a"], &["generat", "a similar subcommand exists: 'generate'", "see tilewise --help"]),
+        (&["generate", "a", "--max-tokens", "5"], &["'--max-new-tokens'", "see tilewise generate --help"]),
+        (&["bench", "attn"], &["'attention'", "see tilewise bench --help"]),
+        (&["bench", "attention", "--kv", "5"], &["'--kv-len'", "see tilewise bench attention --help"]),
+        (&["generate", "a", "--format", "xml"], &["--format", "text, json"]),
+        (&["generate", "-- a comment"], &["as a value", "tilewise generate -- '-- a comment'"]),
+    ];
+    for (args, words) in cases {
+        refused(args, 2, words);
+    }
+    assert!(!run(&["generate", "--max-new-tokens", "1", "--", "-- a comment"]).is_empty());
+}
+
+#[test]
+fn files_that_cannot_be_written_are_noticed_before_anything_is_measured() {
+    let nowhere = "/no/such/folder/file";
+    let words = [nowhere, "cannot be written"];
+    refused(&["bench", "attention", "--html", nowhere], 1, &words);
+    refused(&["tune", "--out", nowhere], 1, &words);
+    refused(&["bench-one-batch", "--result-filename", nowhere], 1, &words);
+    let folder = tempfile::tempdir().unwrap();
+    refused(&["tune", "--out", path(folder.path())], 1, &["cannot be written"]);
+    // A check leaves nothing behind.
+    let report = folder.path().join("report.html");
+    refused(&["bench", "attention", "--html", path(&report), "--q-len", "0"], 2, &["--q-len"]);
+    assert!(!report.exists());
+}
+
+#[test]
+fn more_threads_than_cores_are_a_note() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let said_of = |threads: usize| {
+        let output = tilewise(&["explain", "--q-len", "1", "--threads", &threads.to_string()]);
+        assert!(output.status.success());
+        said(&output)
+    };
+    assert!(said_of(cores).is_empty());
+    let notes = said_of(cores + 1);
+    assert!(notes.len() == 1 && notes[0].contains(&format!("--threads {}", cores + 1)), "{notes:?}");
+}
+
+#[test]
 fn what_cannot_be_done_exits_with_1_and_one_sentence() {
     refused(&["generate", "a", "--model", "/no/such/folder"], 1, &["/no/such/folder", "org/name"]);
     refused(&["generate", "a", "--device", "tpu"], 1, &["tpu", "auto, cpu, gpu or gpu:N"]);
@@ -63,6 +107,8 @@ fn what_cannot_be_done_exits_with_1_and_one_sentence() {
     let folder = tiny_model();
     refused(&["generate", "a", "--model", path(folder.path())], 1, &["tokenizer.json"]);
     refused(&["generate", "--token-ids", "1", "--model", path(folder.path())], 1, &["model.safetensors"]);
+    let bench = ["bench-one-batch", "--model", path(folder.path())];
+    refused(&bench, 1, &["model.safetensors", "--load-format dummy"]);
 }
 
 #[test]
@@ -71,7 +117,11 @@ fn help_and_version_go_to_stdout() {
     {
         assert!(!run(args).is_empty());
     }
-    for command in ["generate", "bench", "bench-one-batch", "devices", "explain", "inspect"] {
+    assert_eq!(run(&[]), run(&["--help"]));
+    assert_eq!(run(&["help"]), run(&["--help"]));
+    assert_eq!(run(&["help", "serve"]), run(&["serve", "--help"]));
+    assert_eq!(run(&["bench"]), run(&["bench", "--help"]));
+    for command in ["chat", "generate", "bench", "bench-one-batch", "devices", "explain", "inspect"] {
         assert!(run(&["--help"]).contains(command));
     }
 }

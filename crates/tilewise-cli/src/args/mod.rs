@@ -30,7 +30,7 @@ use values::dtype;
 
 /// Exact attention and language models on your own machine.
 #[derive(Debug, Parser)]
-#[command(name = "tilewise", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "tilewise", version, arg_required_else_help = true)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
