@@ -20,6 +20,22 @@ impl Environment {
     }
 }
 
+/// Where the program keeps what a user would miss, such as the history of lines; `None` for a user without a home.
+pub(crate) fn data_folder() -> Option<PathBuf> {
+    // A path that is not absolute is to be ignored, says the XDG base directory specification.
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let of_system = || {
+        if cfg!(windows) {
+            path("LOCALAPPDATA")
+        } else if cfg!(target_os = "macos") {
+            path("HOME").map(|home| home.join("Library/Application Support"))
+        } else {
+            path("HOME").map(|home| home.join(".local/share"))
+        }
+    };
+    path("XDG_DATA_HOME").or_else(of_system).map(|folder| folder.join("tilewise"))
+}
+
 /// How the Hugging Face hub is reached and where its cache is: by the variables that its Python library reads.
 pub(crate) fn hub() -> HubConfig {
     let text = |name: &str| std::env::var(name).ok().map(|text| text.trim().to_owned());

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
 /// One sentence that names the thing and what to do, and the exit code that goes with it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum CliError {
@@ -73,11 +75,35 @@ impl From<std::io::Error> for CliError {
 }
 
 impl From<clap::Error> for CliError {
-    /// The first paragraph of clap's message on one line, which names the argument and what it may be.
+    /// clap's message on one line: which argument is wrong, what it may be, all its tips, and whose help says more.
     fn from(error: clap::Error) -> Self {
         let text = error.render().to_string();
-        let paragraph = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-        let sentence = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-        Self::Usage(format!("{sentence}; see tilewise --help"))
+        // What follows is the usage, which --help says better.
+        let is_usage =
+            |paragraph: &&str| paragraph.starts_with("Usage:") || paragraph.starts_with("For more");
+        let mut paragraphs = text.trim_start_matches("error: ").split("\n\n");
+        let said: Vec<String> =
+            paragraphs.by_ref().take_while(|part| !is_usage(part)).map(in_a_line).collect();
+        let usage = text.split_once("Usage: ").map_or("tilewise", |(_, usage)| usage);
+        let command: Vec<&str> =
+            usage.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
+        let (mut said, command) = (said.join("; "), command.join(" "));
+        if let Some(text) = dashed_text(&error) {
+            said.push_str(&format!(
+                "; a text that begins with a dash stands behind --: {command} -- '{text}'"
+            ));
+        }
+        Self::Usage(format!("{said}; see {command} --help"))
     }
+}
+
+/// What was meant as a text and read as a flag: it has several words.
+fn dashed_text(error: &clap::Error) -> Option<&str> {
+    let Some(ContextValue::String(text)) = error.get(ContextKind::InvalidArg) else { return None };
+    (error.kind() == ErrorKind::UnknownArgument && text.starts_with('-') && text.contains(' '))
+        .then_some(text.as_str())
+}
+
+fn in_a_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -9,15 +9,21 @@ mod error;
 mod model;
 mod progress;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Bench, Command};
+use clap::error::ErrorKind;
 use error::CliError;
 
 fn main() -> ExitCode {
     let environment = env::Environment::read();
     let result = match args::parse(environment.args) {
         Ok(command) => run(command, environment.api_key),
+        // Whoever says nothing asks for help too.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            std::io::stdout().write_all(error.render().to_string().as_bytes()).map_err(CliError::from)
+        }
         Err(error) if error.use_stderr() => Err(CliError::from(error)),
         // Help and version were asked for.
         Err(error) => error.print().map_err(CliError::from),
@@ -35,6 +41,7 @@ fn main() -> ExitCode {
 fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
     match command {
         Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
         Command::Bench(Bench::Attention(args)) => commands::bench_attention::run(&args),
         Command::BenchOneBatch(args) => commands::bench_one_batch::run(&args),
         Command::BenchServingOffline(args) => commands::bench_serving_offline::run(&args),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tilewise::Device;
 use tilewise_engine::cache::events::KvEventPublisher;
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
-use tilewise_engine::model::{ModelSource, hub};
+use tilewise_engine::model::{ModelSource, SamplingDefaults, hub};
 use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
 
 use crate::args::{DeviceArgs, EngineArgs, LoadFormat, ModelArgs, SpeculationArgs, TierArgs};
@@ -17,7 +17,38 @@ use crate::progress::{DownloadBar, LoadingBar};
 
 /// The device that the command line names.
 pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError> {
-    Ok(tilewise::open(&args.device, args.threads)?)
+    let device = tilewise::open(&args.device, args.threads)?;
+    let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    if let Some(threads) = args.threads.filter(|&threads| threads > cores && device.caps().name == "cpu") {
+        eprintln!(
+            "tilewise: note: --threads {threads} is more than there are cores, {cores}: threads that share a core are slower"
+        );
+    }
+    Ok(device)
+}
+
+/// Checks that a file can be written before anything is measured for it; leaves it as it is.
+///
+/// # Errors
+/// [`CliError::Failed`] that names it.
+pub(crate) fn check_writable(path: &Path) -> Result<(), CliError> {
+    let is_there = std::fs::metadata(path);
+    // Opening a pipe or a device may wait, or end what is at its other side.
+    if is_there.as_ref().is_ok_and(|file| !file.is_file() && !file.is_dir()) {
+        return Ok(());
+    }
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|error| unwritable(path, &error))?;
+    if is_there.is_err() {
+        // What fails later leaves no empty file behind.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// A file that cannot be written.
+pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::Failed(format!("{} cannot be written: {error}; name another file", path.display()))
 }
 
 /// The model that the command line names, fetched if need be, or the embedded one.
@@ -34,10 +65,18 @@ pub(crate) fn source(model: &ModelArgs) -> Result<ModelSource, CliError> {
 /// The model that the command line names with its weights or with random ones, or the embedded one.
 ///
 /// # Errors
-/// As [`source`]; [`CliError::Usage`] where random weights have no folder with a `config.json`.
+/// As [`source`]; [`CliError::Failed`] where there are no weights, [`CliError::Usage`] where random weights have no folder with a `config.json`.
 pub(crate) fn source_of(format: LoadFormat, model: &ModelArgs) -> Result<ModelSource, CliError> {
     match format {
-        LoadFormat::Auto => source(model),
+        LoadFormat::Auto => {
+            let source = source(model)?;
+            match source.weights() {
+                Err(error @ tilewise_engine::Error::File { .. }) => {
+                    Err(CliError::Failed(format!("{error}; --load-format dummy takes random weights")))
+                }
+                _ => Ok(source),
+            }
+        }
         LoadFormat::Dummy => match folder(model)? {
             Some(folder) => Ok(ModelSource::Dummy(folder)),
             None => Err(CliError::Usage(
@@ -64,6 +103,28 @@ fn folder(model: &ModelArgs) -> Result<Option<PathBuf>, CliError> {
 pub(crate) fn print_notes(notes: &[String]) {
     for note in notes {
         eprintln!("tilewise: note: {note}");
+    }
+}
+
+/// Says which of the model's own sampling parameters count; `None` where none do.
+pub(crate) fn sampling_in_words(model: &SamplingDefaults) -> Option<String> {
+    let SamplingDefaults { temperature, top_p, top_k, min_p, repetition_penalty } = *model;
+    let said = [
+        temperature.map(|value| format!("temperature {value}")),
+        top_p.map(|value| format!("top_p {value}")),
+        top_k.map(|value| format!("top_k {value}")),
+        min_p.map(|value| format!("min_p {value}")),
+        repetition_penalty.map(|value| format!("repetition_penalty {value}")),
+    ];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    let said = (!said.is_empty()).then(|| said.join(", "))?;
+    Some(format!("sampling by generation_config.json: {said}; --sampling-defaults none ignores it"))
+}
+
+/// Says so on stderr.
+pub(crate) fn print_sampling(model: &SamplingDefaults) {
+    if let Some(said) = sampling_in_words(model) {
+        eprintln!("tilewise: {said}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-use common::refused;
+use common::{demo_with, path, refused};
 
 /// A server that runs, and where.
 struct Served {
@@ -58,11 +58,16 @@ fn the_embedded_model_is_served_by_one_command_and_ends_well() {
         "{}",
         served.line
     );
+    for polled in ["/health", "/metrics", "/v1/loads"] {
+        assert!(served.ask(&format!("GET {polled} HTTP/1.1")).starts_with("HTTP/1.1 200"), "{polled}");
+    }
     let answer = served.ask("POST /v1/completions HTTP/1.1\r\nx-request-id: mine");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"completion_tokens\":8"), "{answer}");
     let logs = served.terminate();
     let lines: Vec<serde_json::Value> =
         logs.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // What is polled is not written down.
+    assert_eq!(lines.iter().filter(|line| line["message"] == "answered").count(), 1, "{logs}");
     let of = |message: &str| {
         lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{logs}"))
     };
@@ -84,8 +89,21 @@ fn the_key_comes_from_the_environment_too() {
 }
 
 #[test]
+fn the_models_sampling_is_told_at_the_start() {
+    let config = r#"{ "eos_token_id": [0, 2], "temperature": 0.7, "top_p": 0.8 }"#;
+    let folder = demo_with(&[("generation_config.json", config)]);
+    let told = |flags: &[&str]| {
+        let args = [&["--log-format", "json", "--model", path(folder.path())], flags].concat();
+        let logs = serve(&args, None).terminate();
+        logs.lines().any(|line| line.contains("temperature 0.7") && line.contains("top_p 0.8"))
+    };
+    assert!(told(&[]));
+    assert!(!told(&["--sampling-defaults", "none"]));
+}
+
+#[test]
 fn what_would_be_unsafe_or_means_nothing_is_refused() {
-    refused(&["serve", "--host", "0.0.0.0"], 2, &["API key", "insecure"]);
+    refused(&["serve", "--host", "0.0.0.0"], 2, &["--host 0.0.0.0", "--api-key", "--insecure"]);
     refused(&["serve", "--tool-call-parser", "none-such"], 2, &["none-such"]);
     refused(&["serve", "--max-requests", "0"], 2, &["at least 1"]);
     refused(&["serve", "--model", "/nowhere"], 1, &["/nowhere", "no such folder"]);

@@ -26,6 +26,9 @@ const NAME_LENGTH: usize = 128;
 /// What shows nothing of the model and makes it do nothing.
 const OPEN: [&str; 4] = ["/", "/health", "/openapi.json", "/favicon.ico"];
 
+/// What is asked every second or so: by routers, by collectors of metrics and by the page.
+const POLLED: [&str; 3] = ["/health", "/metrics", "/v1/loads"];
+
 tokio::task_local! {
     static CURRENT: Current;
 }
@@ -69,7 +72,11 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
     let status = response.status().as_u16();
     app.metrics.answer(&route, status);
     let milliseconds = started.elapsed().as_secs_f64() * 1e3;
-    tracing::info!(request = name, %method, route, status, milliseconds, "answered");
+    if method == Method::GET && status < 400 && POLLED.contains(&route.as_str()) {
+        tracing::debug!(request = name, %method, route, status, milliseconds, "answered");
+    } else {
+        tracing::info!(request = name, %method, route, status, milliseconds, "answered");
+    }
     if let (Some(tracer), Some(context)) = (app.tracer.clone(), trace) {
         let attributes = vec![
             ("http.request.method", method.as_str().into()),

@@ -42,8 +42,8 @@ pub(crate) struct BenchOneBatchArgs {
     /// Sequences per batch
     #[arg(long, default_value = "1", num_args = 1.., value_name = "N")]
     pub(crate) batch_size: Vec<usize>,
-    /// Tokens of each prompt
-    #[arg(long, default_value = "1024", num_args = 1.., value_name = "N")]
+    /// Tokens of each prompt; unless given, 1024 or what the model's context leaves beside --output-len
+    #[arg(long, num_args = 1.., value_name = "N")]
     pub(crate) input_len: Vec<usize>,
     /// Tokens of the shortest prompt: those of a batch are spread evenly from it to --input-len
     #[arg(long, value_name = "N")]

@@ -1,8 +1,11 @@
 //! The command line.
 
 mod bench;
+mod chat;
 mod engine;
 mod generate;
+mod run;
+mod sampling;
 mod serve;
 mod shape;
 mod values;
@@ -14,17 +17,20 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tilewise::DType;
 
 pub(crate) use bench::{BenchAttentionArgs, BenchOneBatchArgs, BenchServingOfflineArgs};
+pub(crate) use chat::ChatArgs;
 pub(crate) use engine::{
     DeviceArgs, EngineArgs, LoadFormat, ModelArgs, PolicyArgs, SpeculationArgs, TierArgs,
 };
 pub(crate) use generate::GenerateArgs;
+pub(crate) use run::RunArgs;
+pub(crate) use sampling::{ConversationArgs, SamplingArgs};
 pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use shape::{Layout, ShapeArgs};
 use values::dtype;
 
 /// Exact attention and language models on your own machine.
 #[derive(Debug, Parser)]
-#[command(name = "tilewise", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "tilewise", version, arg_required_else_help = true)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -34,6 +40,8 @@ struct CommandLine {
 pub(crate) enum Command {
     /// Continue a text; with no model given, by the embedded one, which knows Python
     Generate(GenerateArgs),
+    /// Talk with a model in the terminal; with no model given, with the embedded one, which knows Python
+    Chat(ChatArgs),
     /// Measure a kernel
     #[command(subcommand)]
     Bench(Bench),

@@ -30,7 +30,8 @@ fn commands() -> String {
 
 /// A command and those below it, in their order.
 fn describe(command: &Command, page: &mut String) {
-    let visible: Vec<&Command> = command.get_subcommands().filter(|command| !command.is_hide_set()).collect();
+    let visible: Vec<&Command> =
+        command.get_subcommands().filter(|command| !is_help(command) && !command.is_hide_set()).collect();
     if visible.is_empty() {
         let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
         let about =
@@ -41,6 +42,11 @@ fn describe(command: &Command, page: &mut String) {
     for command in visible {
         describe(command, page);
     }
+}
+
+/// clap's own command, which only repeats the others.
+fn is_help(command: &Command) -> bool {
+    command.get_name() == "help"
 }
 
 /// The arguments of a command as a table.

@@ -3,6 +3,8 @@
 pub(crate) mod bench_attention;
 pub(crate) mod bench_one_batch;
 pub(crate) mod bench_serving_offline;
+pub(crate) mod chat;
+mod completion;
 pub(crate) mod devices;
 pub(crate) mod docs;
 pub(crate) mod explain;

@@ -19,6 +19,7 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     let engine = &args.engine;
     let source = model::source_of(engine.load_format, &engine.model)?;
     let config = server_config(args, &source, key);
+    check_host(&config)?;
     config.validate()?;
     let device = super::open_device(&engine.device, &engine.policy)?;
     let name = device.caps().name.clone();
@@ -26,11 +27,14 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     if engine.decode_slowdown.is_none() {
         engine_config.decode_slowdown = Some(2.0);
     }
-    let loaded = source.clone();
+    let (loaded, counts) = (source.clone(), config.model_defaults);
     let load = move || {
         let bar = LoadingBar::new();
         let mut engine = Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))?;
         model::print_notes(engine.notes());
+        if let Some(said) = model::sampling_in_words(&engine.config().sampling_defaults).filter(|_| counts) {
+            tracing::info!("{said}");
+        }
         engine.warm_up()?;
         Ok(engine)
     };
@@ -69,6 +73,18 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
         announced?;
         Ok(served?)
     })
+}
+
+/// Refuses to let others in by mistake.
+fn check_host(config: &ServerConfig) -> Result<(), CliError> {
+    let host = config.address.ip();
+    if host.is_loopback() || config.api_key.is_some() || config.insecure {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "--host {host} can be reached by others: give --api-key KEY (or the variable TILEWISE_API_KEY) to ask for a key, or \
+         --insecure to let them in without one"
+    )))
 }
 
 /// Waits until the program is told to end.

@@ -21,6 +21,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), CliError> {
     if !(args.budget.is_finite() && args.budget >= 0.0) {
         return Err(CliError::Usage(format!("--budget must be at least 0 seconds, got {}", args.budget)));
     }
+    model::check_writable(&args.out)?;
     let device = model::open_device(&args.device)?;
     let shapes = shapes(args)?;
     let mut out = std::io::stdout().lock();

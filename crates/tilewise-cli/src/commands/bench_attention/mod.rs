@@ -49,6 +49,7 @@ pub(crate) fn run(args: &BenchAttentionArgs) -> Result<(), CliError> {
     if !(args.budget.is_finite() && args.budget >= 0.0) {
         return Err(CliError::Usage(format!("--budget must be at least 0 seconds, got {}", args.budget)));
     }
+    args.html.as_deref().map_or(Ok(()), model::check_writable)?;
     let mut shapes = shape::sweep(&args.shape)?;
     for shape in &mut shapes {
         shape.shared_prefix = args.shared_prefix;
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &BenchAttentionArgs) -> Result<(), CliError> {
     }
     if let Some(path) = &args.html {
         let html = report::html(&device.caps().description, &rows);
-        std::fs::write(path, html).map_err(|e| CliError::Failed(format!("{}: {e}", path.display())))?;
+        std::fs::write(path, html).map_err(|error| model::unwritable(path, &error))?;
         eprintln!("wrote {}", path.display());
     }
     Ok(())

@@ -38,6 +38,9 @@ struct Record<'a> {
     launches_per_decode_step: Option<f64>,
 }
 
+/// Tokens of a prompt unless told, where the context holds them.
+const DEFAULT_INPUT_LEN: usize = 1024;
+
 /// Sizes of one run.
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -67,7 +70,9 @@ pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     if args.correctness_test {
         return correctness::run(args, &device, &source);
     }
-    let cases = cases(args);
+    let cases = cases(args, source.config()?.max_positions)?;
+    let open = OpenOptions::new().create(true).append(true).open(&args.result_filename);
+    let mut file = open.map_err(|error| model::unwritable(&args.result_filename, &error))?;
     let mut engine = model::load(&device, &source, &engine_config(args, &cases))?;
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "max_total_num_tokens={}", engine.stats().total_tokens)?;
@@ -75,8 +80,6 @@ pub(crate) fn run(args: &BenchOneBatchArgs) -> Result<(), CliError> {
     let warm = Case { output_len: cases[0].output_len.min(32), ..cases[0] };
     measure(&mut engine, &*device, warm, args, &mut stdout)?;
     writeln!(stdout, "Benchmark ...")?;
-    let open = OpenOptions::new().create(true).append(true).open(&args.result_filename);
-    let mut file = open.map_err(|e| CliError::Failed(format!("{}: {e}", args.result_filename.display())))?;
     for case in cases {
         let record = measure(&mut engine, &*device, case, args, &mut stdout)?;
         writeln!(file, "{}", super::json_line(&record)?)?;
@@ -100,25 +103,36 @@ fn check(args: &BenchOneBatchArgs) -> Result<(), CliError> {
             return Err(CliError::Usage(format!("{flag} must be at least 1")));
         }
     }
-    match args.min_input_len {
-        Some(least) if least == 0 || args.input_len.iter().any(|&most| most < least) => {
-            Err(CliError::Usage("--min-input-len must be from 1 to --input-len".to_owned()))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
-fn cases(args: &BenchOneBatchArgs) -> Vec<Case> {
+/// All combinations, for a model whose context holds so many tokens.
+///
+/// # Errors
+/// [`CliError::Usage`] for one that the context does not hold.
+fn cases(args: &BenchOneBatchArgs, context: usize) -> Result<Vec<Case>, CliError> {
+    let longest = args.output_len.iter().max().copied().unwrap_or(1);
+    let default = [DEFAULT_INPUT_LEN.min(context.saturating_sub(longest)).max(1)];
+    let input_lens = if args.input_len.is_empty() { &default[..] } else { &args.input_len };
     let mut cases = Vec::new();
     for &batch_size in &args.batch_size {
-        for &input_len in &args.input_len {
+        for &input_len in input_lens {
             for &output_len in &args.output_len {
+                if input_len.saturating_add(output_len) > context {
+                    return Err(CliError::Usage(format!(
+                        "--input-len {input_len} and --output-len {output_len} must be at most {context} tokens together, \
+                         which the model's context holds"
+                    )));
+                }
                 let min_input_len = args.min_input_len.unwrap_or(input_len);
+                if !(1..=input_len).contains(&min_input_len) {
+                    return Err(CliError::Usage("--min-input-len must be from 1 to --input-len".to_owned()));
+                }
                 cases.push(Case { batch_size, min_input_len, input_len, output_len });
             }
         }
     }
-    cases
+    Ok(cases)
 }
 
 /// Room for the largest combination; prompts first, so that a batch is prefilled whole before it decodes.

@@ -1,0 +1,19 @@
+//! What `chat` takes.
+
+use clap::Args;
+
+use super::{ConversationArgs, RunArgs};
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) conversation: ConversationArgs,
+    /// Tokens of an answer at most; what the context holds unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
+    /// Tokens of the conversation that the cache holds; the model's context, as far as memory reaches, unless given
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
