@@ -498,3 +498,11 @@ fn a_text_ends_before_its_first_stop_string_however_it_is_cut() {
     }
     assert!((500..2500).contains(&stopped), "{stopped} of 3000 texts were stopped");
 }
+
+#[test]
+fn a_tag_that_is_none_is_text_and_no_panic() {
+    for (template, text) in [("{# {%} #}{{ messages[0].content }}", "a"), ("{{ '{%}' }}", "{%}")] {
+        assert_eq!(apply(template, &[user("a")]).unwrap(), text, "{template}");
+    }
+    assert!(apply("{%}", &[user("a")]).is_err());
+}

@@ -20,8 +20,12 @@ pub(crate) const MAX_BYTES: usize = 64 << 10;
 pub(crate) enum ResponseFormat {
     /// Any text.
     Text {},
-    /// Any JSON object.
-    JsonObject {},
+    /// Any JSON object, or one that a schema describes.
+    JsonObject {
+        /// The schema.
+        #[schema(value_type = Option<Object>)]
+        schema: Option<Value>,
+    },
     /// JSON that a schema describes.
     JsonSchema {
         /// The schema and its name.
@@ -75,7 +79,8 @@ impl ResponseFormat {
     pub(crate) fn grammar(self, field: &str) -> Result<Option<Grammar>, ApiError> {
         match self {
             Self::Text {} => Ok(None),
-            Self::JsonObject {} => Ok(Some(any_object())),
+            Self::JsonObject { schema: None } => Ok(Some(any_object())),
+            Self::JsonObject { schema: Some(value) } => schema(field, value).map(Some),
             Self::JsonSchema { json_schema } => json_schema.grammar(field).map(Some),
         }
     }

@@ -1,6 +1,6 @@
 //! What all endpoints share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::routes::responses::KeptItems;
 use crate::trace::Tracer;
 
 /// What routers write where a client named no model.
@@ -29,6 +30,8 @@ pub(crate) struct ServedModel {
     pub(crate) grammars: GrammarCompiler,
     /// What each token adds to a text.
     token_bytes: Vec<Vec<u8>>,
+    /// Tokens that are no part of a text.
+    special: HashSet<u32>,
     /// Bytes of the longest of them.
     pub(crate) longest_token: usize,
     /// How it writes calls and reasoning.
@@ -53,7 +56,13 @@ impl ServedModel {
         let model = source.config()?;
         let defaults =
             if config.model_defaults { model.sampling_defaults } else { SamplingDefaults::default() };
-        Ok(Self { config: model, tokenizer, grammars, token_bytes, longest_token, format, defaults })
+        let special = tokenizer.special_ids().into_iter().collect();
+        Ok(Self { special, config: model, tokenizer, grammars, token_bytes, longest_token, format, defaults })
+    }
+
+    /// Whether a token is no part of a text.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// A token by itself, with what is no character replaced.
@@ -73,6 +82,8 @@ pub(crate) struct App {
     pub(crate) worker: WorkerHandle,
     pub(crate) metrics: Metrics,
     pub(crate) tracer: Option<Tracer>,
+    /// Items of answers of `/v1/responses`.
+    pub(crate) kept_items: KeptItems,
     /// When the model was made available, in seconds since 1970.
     pub(crate) created: u64,
     /// Whose turn it is to compile a grammar.
@@ -136,6 +147,7 @@ impl App {
             names: RandomState::new(),
             named: AtomicU64::new(0),
             metrics: Metrics::default(),
+            kept_items: KeptItems::default(),
             created: now(),
             config,
             model,

@@ -43,6 +43,9 @@ pub(crate) fn functions(definitions: Option<Vec<ToolDefinition>>) -> Vec<Functio
     definitions.map(|ToolDefinition::Function { function }| function.into()).collect()
 }
 
+/// Kinds of choices that mean something here, or would.
+const OURS: [&str; 3] = ["function", "custom", "allowed_tools"];
+
 /// Whether functions are called: `none`, `auto`, `required`, or one by its name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Value")]
@@ -102,7 +105,10 @@ impl TryFrom<Value> for Choice {
             let function = value.get("function").unwrap_or(&value);
             (value.get("type")? == "function").then_some(function.get("name")?.as_str()?)
         };
+        // A tool that others host cannot be called here: the model does as it likes.
+        let is_hosted = value.get("type").and_then(Value::as_str).is_some_and(|kind| !OURS.contains(&kind));
         match value.as_str() {
+            None if is_hosted => Ok(ToolChoice::Auto),
             Some("auto") => Ok(ToolChoice::Auto),
             Some("none") => Ok(ToolChoice::None),
             Some("required" | "any") => Ok(ToolChoice::Required),

@@ -36,6 +36,13 @@ test("an object, and a loop of tools", async () => {
   assert.equal(called.length, 3);
 });
 
+test("a conversation goes on, by references to items", async () => {
+  const user = { role: "user", content: asked.prompt };
+  const first = await generateText({ model, temperature: 0, messages: [user], maxOutputTokens: 16 });
+  const messages = [user, ...first.response.messages, user];
+  assert.ok((await generateText({ model, temperature: 0, messages, maxOutputTokens: 16 })).text);
+});
+
 test("what openai-node parses goes back", async () => {
   const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0, timeout: 60_000 });
   const user = { role: "user", content: asked.prompt };

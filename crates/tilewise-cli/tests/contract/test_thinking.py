@@ -45,11 +45,14 @@ def test_thinking_can_be_turned_off(worker, fields):
 
 
 def test_other_protocols_tell_thoughts_in_their_own_words(worker):
-    blocks = ask(worker.url, "/v1/messages", messages=HELLO, max_tokens=64, temperature=0)["content"]
+    thinking = {"type": "enabled", "budget_tokens": 32}
+    asked = {"messages": HELLO, "max_tokens": 64, "temperature": 0}
+    blocks = ask(worker.url, "/v1/messages", thinking=thinking, **asked)["content"]
     assert [(block["type"], block.get("text") or block.get("thinking")) for block in blocks] == [
         ("thinking", "hm"),
         ("text", "Hello world!"),
     ]
+    assert [block["type"] for block in ask(worker.url, "/v1/messages", **asked)["content"]] == ["text"]
     items = ask(worker.url, "/v1/responses", input="Hi", temperature=0)["output"]
     assert [(item["type"], item["content"][0]["text"]) for item in items] == [
         ("reasoning", "hm"),

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::json::{Follower, Step, is_space};
+use super::output::Piece;
 use super::reasoning::certain;
 
 /// The router's name for this form.
@@ -101,46 +102,46 @@ impl CallReader {
         Self { names, one_call, held: String::new(), written: None, is_after_call: false, are_whole: None }
     }
 
-    /// The text that is certain once `piece` has come, and what is new of calls.
-    pub(super) fn push(&mut self, piece: &str) -> (String, Vec<CallPart>) {
+    /// The text that is certain once `piece` has come and what is new of calls, in their order.
+    pub(super) fn push(&mut self, piece: &str) -> Vec<Piece> {
         self.held.push_str(piece);
-        let (mut text, mut parts) = (String::new(), Vec::new());
+        let mut pieces = Vec::new();
         loop {
             if self.is_over() {
                 self.held.clear();
-                return (text, parts);
+                return pieces;
             }
             if let Some(mut written) = self.written.take() {
                 written.text.push_str(&std::mem::take(&mut self.held));
                 let outcome = written.read(&self.names);
                 let is_closed = matches!(outcome, Outcome::Closed);
-                parts.extend(written.part(is_closed));
+                pieces.extend(written.part(is_closed).map(Piece::Call));
                 if matches!(outcome, Outcome::Open) {
                     self.written = Some(written);
-                    return (text, parts);
+                    return pieces;
                 }
                 self.held = written.text.split_off(written.read);
-                self.leave(&written, is_closed, &mut text);
+                self.leave(&written, is_closed, &mut pieces);
             } else if let Some(start) = self.held.find(OPEN) {
-                self.pass_on(start, &mut text);
+                self.pass_on(start, &mut pieces);
                 self.held.drain(..OPEN.len());
                 self.written = Some(Written::default());
             } else {
                 let certain = certain(&self.held, OPEN);
-                self.pass_on(certain, &mut text);
-                return (text, parts);
+                self.pass_on(certain, &mut pieces);
+                return pieces;
             }
         }
     }
 
     /// The text that was held back, when no more comes.
-    pub(super) fn finish(&mut self) -> String {
-        let mut text = String::new();
+    pub(super) fn finish(&mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
         if let Some(written) = self.written.take() {
-            self.leave(&written, false, &mut text);
+            self.leave(&written, false, &mut pieces);
         }
-        self.pass_on(self.held.len(), &mut text);
-        text
+        self.pass_on(self.held.len(), &mut pieces);
+        pieces
     }
 
     /// Whether there were calls, and all of them whole.
@@ -154,24 +155,25 @@ impl CallReader {
     }
 
     /// Goes on behind what was written, which stays in the text if it is no call.
-    fn leave(&mut self, written: &Written, is_closed: bool, text: &mut String) {
+    fn leave(&mut self, written: &Written, is_closed: bool, pieces: &mut Vec<Piece>) {
         self.is_after_call = is_closed && written.is_call;
         if written.is_call {
             let is_whole = !matches!(written.arguments, Arguments::Object { is_whole: false, .. });
             self.are_whole = Some(self.are_whole.unwrap_or(true) && is_whole);
         } else {
-            text.push_str(OPEN);
-            text.push_str(&written.text);
+            pieces.push(Piece::Words(format!("{OPEN}{}", written.text)));
         }
     }
 
     /// Moves so many bytes of what is held to the text.
-    fn pass_on(&mut self, bytes: usize, text: &mut String) {
+    fn pass_on(&mut self, bytes: usize, pieces: &mut Vec<Piece>) {
         let rest = self.held.split_off(bytes);
         let passed = std::mem::replace(&mut self.held, rest);
         let passed = if self.is_after_call { passed.trim_start_matches('\n') } else { &passed };
         self.is_after_call &= passed.is_empty();
-        text.push_str(passed);
+        if !passed.is_empty() {
+            pieces.push(Piece::Words(passed.to_owned()));
+        }
     }
 }
 
@@ -312,6 +314,19 @@ mod tests {
         CallReader::new(vec!["f".to_owned(), "ü".to_owned()], false)
     }
 
+    /// The words of pieces, and what is new of calls.
+    fn sorted(pieces: Vec<Piece>) -> (String, Vec<CallPart>) {
+        let (mut words, mut parts) = (String::new(), Vec::new());
+        for piece in pieces {
+            match piece {
+                Piece::Words(more) => words.push_str(&more),
+                Piece::Call(part) => parts.push(part),
+                Piece::Thought(thought) => panic!("{thought} is none"),
+            }
+        }
+        (words, parts)
+    }
+
     fn add(calls: &mut Calls, parts: Vec<CallPart>) {
         for part in parts {
             match part.name {
@@ -392,9 +407,9 @@ mod tests {
     fn calls_are_taken_out_and_the_rest_stays() {
         for (text, rest, want, is_whole) in cases() {
             let (mut reader, mut calls) = (reader(), Calls::new());
-            let (said, parts) = reader.push(&text);
+            let (said, parts) = sorted(reader.push(&text));
             add(&mut calls, parts);
-            assert_eq!(said + &reader.finish(), rest, "{text}");
+            assert_eq!(said + &sorted(reader.finish()).0, rest, "{text}");
             let calls: Vec<_> = calls.iter().map(|(name, part)| (name.as_str(), part.as_str())).collect();
             assert_eq!((calls, reader.has_calls()), (want, is_whole), "{text}");
         }
@@ -409,7 +424,7 @@ mod tests {
             let read = |pieces: &[&str]| {
                 let (mut reader, mut said, mut calls) = (reader(), String::new(), Calls::new());
                 for piece in pieces {
-                    let (more, parts) = reader.push(piece);
+                    let (more, parts) = sorted(reader.push(piece));
                     said.push_str(&more);
                     add(&mut calls, parts);
                 }
@@ -428,7 +443,7 @@ mod tests {
     fn arguments_are_passed_on_with_each_byte_once_they_have_begun() {
         let (mut reader, begin) = (reader(), ONE.find(ARGUMENTS).unwrap());
         for (at, piece) in ONE.char_indices().map(|(at, c)| (at, c.to_string())) {
-            let (said, parts) = reader.push(&piece);
+            let (said, parts) = sorted(reader.push(&piece));
             assert_eq!(said, "");
             let is_argument = (begin..begin + ARGUMENTS.len()).contains(&at);
             let name = (at == begin).then(|| "f".to_owned());
@@ -444,11 +459,11 @@ mod tests {
             let (mut reader, mut calls) = (CallReader::new(vec!["f".to_owned()], true), Calls::new());
             let mut said = String::new();
             for piece in [&text[..cut], &text[cut..]] {
-                let (more, parts) = reader.push(piece);
+                let (more, parts) = sorted(reader.push(piece));
                 said.push_str(&more);
                 add(&mut calls, parts);
             }
-            said.push_str(&reader.finish());
+            said.push_str(&sorted(reader.finish()).0);
             assert_eq!((said.as_str(), calls.len(), reader.is_over()), ("say ", 1, true), "cut at {cut}");
         }
     }

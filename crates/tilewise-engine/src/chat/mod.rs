@@ -21,7 +21,7 @@ use reasoning::{Reasoning, ReasoningReader};
 
 pub(crate) use calls::{CLOSE, OPEN};
 pub use calls::{CallPart, SYNTAX};
-pub use output::{OutputReader, Said};
+pub use output::{OutputReader, Piece, Said};
 pub use reasoning::{REASONING, ReasoningTags, Thinking};
 pub use tools::{Function, MAX_TOOLS, ToolChoice, Tools};
 
@@ -96,26 +96,27 @@ impl ChatFormat {
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own words, [`Error::Unsupported`] for tools that the template does not
-    /// show or whose calls cannot be read, [`Error::Value`] for an answer that has to be a call and something else.
+    /// show or whose calls cannot be read, [`Error::Value`] for a variable that is not the conversation's to set.
     pub fn prepare(&self, template: &ChatTemplate, conversation: &Conversation) -> Result<Prompt> {
         let Conversation { tools, options, grammar, .. } = conversation;
         let shows_tools = template.reads("tools") && self.reads_calls;
         if !tools.is_empty() && !shows_tools {
             return Err(Error::unsupported("tools", "the model's chat template has no tools"));
         }
-        let is_forced = tools.grammar().is_some();
-        let grammar = match (tools.grammar(), grammar.clone()) {
-            (Some(_), Some(_)) => {
-                return Err(Error::value("response_format", "text where a call is required", "a grammar"));
-            }
-            (call, other) => call.or(other),
-        };
+        let grammar = tools.grammar(grammar.clone());
         let text = render(template, conversation)?;
-        let reasoning = self.reasoning.map(|tags| (tags, tags.after(&text, reasoning::is_off(options))));
+        let continued = conversation.continues.then(|| last_words(&conversation.messages));
+        let reasoning = self.reasoning.map(|tags| {
+            let place = match continued {
+                Some(words) => tags.within(words),
+                None => tags.after(&text, reasoning::is_off(options)),
+            };
+            (tags, place)
+        });
         let grammar = grammar.map(|grammar| match reasoning {
             Some((tags, Reasoning::IsOpen)) => after_reasoning(tags, true, grammar),
             // What obeys an expression is told by it from its first character on.
-            Some((tags, Reasoning::MayOpen)) if is_forced || matches!(grammar, Grammar::JsonSchema(_)) => {
+            Some((tags, Reasoning::MayOpen)) if !matches!(grammar, Grammar::Regex(_) | Grammar::Lark(_)) => {
                 after_reasoning(tags, false, grammar)
             }
             _ => grammar,
@@ -138,8 +139,12 @@ fn render(template: &ChatTemplate, conversation: &Conversation) -> Result<String
     if let Some(reserved) = RESERVED.iter().find(|name| options.contains_key(**name)) {
         return Err(Error::value("chat_template_kwargs", "variables of its own", format!("{reserved:?}")));
     }
+    let mut messages = messages.clone();
+    if *continues && let Some(words) = last_content(&mut messages) {
+        words.push_str(MARK);
+    }
     let input = ChatInput {
-        messages: messages.clone(),
+        messages,
         tools: tools.for_template(),
         options: options.clone(),
         add_generation_prompt: !continues,
@@ -147,10 +152,25 @@ fn render(template: &ChatTemplate, conversation: &Conversation) -> Result<String
     let mut text = template.render(&input)?;
     if *continues {
         // What the template puts behind the message would end it.
-        let last = messages.as_array().and_then(|messages| messages.last()?["content"].as_str());
-        let last = last.unwrap_or_default().trim_end();
-        let end = text.rfind(last).map(|start| start + last.len());
-        text.truncate(end.unwrap_or(text.len()));
+        match text.rfind(MARK) {
+            Some(end) => text.truncate(end),
+            None => return Err(Error::Template("it does not show the last message as it is".to_owned())),
+        }
     }
     Ok(text)
+}
+
+/// Marks where the last message ends: characters that no text should have.
+const MARK: &str = "\u{f8ff}\u{e000}\u{f8ff}";
+
+/// What the last message says.
+fn last_content(messages: &mut Value) -> Option<&mut String> {
+    match messages.as_array_mut()?.last_mut()?.get_mut("content")? {
+        Value::String(words) => Some(words),
+        _ => None,
+    }
+}
+
+fn last_words(messages: &Value) -> &str {
+    messages.as_array().and_then(|messages| messages.last()?.get("content")?.as_str()).unwrap_or_default()
 }

@@ -3,27 +3,52 @@
 use super::calls::{CallPart, CallReader};
 use super::reasoning::ReasoningReader;
 
-/// What a piece of text turned out to be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
-    /// What is said.
-    pub content: String,
-    /// What is thought.
-    pub reasoning: String,
-    /// What is called.
-    pub calls: Vec<CallPart>,
+/// A piece of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// It is thought.
+    Thought(String),
+    /// It is said.
+    Words(String),
+    /// It is a part of a call.
+    Call(CallPart),
 }
+
+/// What a piece of text turned out to be, in its order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said(pub Vec<Piece>);
 
 impl Said {
     /// Whether it is nothing.
     pub fn is_empty(&self) -> bool {
-        self.content.is_empty() && self.reasoning.is_empty() && self.calls.is_empty()
+        self.0.is_empty()
     }
 
-    fn append(&mut self, more: Self) {
-        self.content.push_str(&more.content);
-        self.reasoning.push_str(&more.reasoning);
-        self.calls.extend(more.calls);
+    /// All that is said.
+    pub fn content(&self) -> String {
+        let words =
+            |piece: &Piece| if let Piece::Words(words) = piece { words.clone() } else { String::new() };
+        self.0.iter().map(words).collect()
+    }
+
+    /// All that is thought.
+    pub fn reasoning(&self) -> String {
+        let thought =
+            |piece: &Piece| if let Piece::Thought(thought) = piece { thought.clone() } else { String::new() };
+        self.0.iter().map(thought).collect()
+    }
+
+    /// All that is called.
+    pub fn calls(&self) -> impl Iterator<Item = &CallPart> {
+        self.0.iter().filter_map(|piece| if let Piece::Call(part) = piece { Some(part) } else { None })
+    }
+
+    fn thought(text: String) -> Self {
+        Self(if text.is_empty() { Vec::new() } else { vec![Piece::Thought(text)] })
+    }
+
+    fn words(text: String) -> Self {
+        Self(if text.is_empty() { Vec::new() } else { vec![Piece::Words(text)] })
     }
 }
 
@@ -32,7 +57,7 @@ impl Said {
 pub struct OutputReader {
     reasoning: Option<ReasoningReader>,
     calls: Option<CallReader>,
-    /// White space that nothing was said after: models write it before calls, and it is dropped there.
+    /// White space behind what was said: models write it before calls, and it is dropped there.
     blank: String,
 }
 
@@ -50,8 +75,10 @@ impl OutputReader {
     pub fn push(&mut self, text: &str) -> Said {
         match &mut self.reasoning {
             Some(reader) => {
-                let (reasoning, text) = reader.push(text);
-                Said { reasoning, ..self.sort(&text) }
+                let (thought, text) = reader.push(text);
+                let mut said = Said::thought(thought);
+                said.0.extend(self.sort(&text).0);
+                said
             }
             None => self.sort(text),
         }
@@ -61,14 +88,15 @@ impl OutputReader {
     pub fn finish(&mut self, text: &str) -> Said {
         let mut said = self.push(text);
         if let Some(reader) = &mut self.reasoning {
-            let (reasoning, text) = reader.finish();
-            said.append(Said { reasoning, ..self.sort(&text) });
+            let (thought, text) = reader.finish();
+            said.0.extend(Said::thought(thought).0);
+            said.0.extend(self.sort(&text).0);
         }
         let rest = self.calls.as_mut().map(CallReader::finish).unwrap_or_default();
+        said.0.extend(self.trimmed(rest).0);
         if !self.has_calls() {
-            said.content.push_str(&std::mem::take(&mut self.blank));
+            said.0.extend(Said::words(std::mem::take(&mut self.blank)).0);
         }
-        said.content.push_str(&rest);
         said
     }
 
@@ -91,17 +119,32 @@ impl OutputReader {
     fn sort(&mut self, text: &str) -> Said {
         match &mut self.calls {
             Some(reader) => {
-                let (content, calls) = reader.push(text);
-                let is_blank = content.trim().is_empty();
-                self.blank.push_str(&content);
-                let content = if is_blank { String::new() } else { std::mem::take(&mut self.blank) };
-                if !calls.is_empty() {
-                    self.blank.clear();
-                }
-                Said { content, calls, ..Said::default() }
+                let pieces = reader.push(text);
+                self.trimmed(pieces)
             }
-            None => Said { content: text.to_owned(), ..Said::default() },
+            None => Said::words(text.to_owned()),
         }
+    }
+
+    /// Pieces without the white space that may still stand before a call.
+    fn trimmed(&mut self, pieces: Vec<Piece>) -> Said {
+        let mut all = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Words(words) => {
+                    self.blank.push_str(&words);
+                    let end = self.blank.trim_end().len();
+                    let rest = self.blank.split_off(end);
+                    all.extend(Said::words(std::mem::replace(&mut self.blank, rest)).0);
+                }
+                Piece::Call(part) => {
+                    self.blank.clear();
+                    all.push(Piece::Call(part));
+                }
+                thought @ Piece::Thought(_) => all.push(thought),
+            }
+        }
+        Said(all)
     }
 }
 
@@ -109,21 +152,34 @@ impl OutputReader {
 mod tests {
     use super::*;
 
+    fn reader() -> OutputReader {
+        OutputReader::new(None, Some(CallReader::new(vec!["f".to_owned()], false)))
+    }
+
     #[test]
     fn white_space_before_a_call_is_not_said_and_before_words_is() {
         let call = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
         for (text, content) in [
             (format!("\n\n{call}"), ""),
             (format!("say\n{call}\n"), "say"),
+            (format!("say\n{call}\nmore\n"), "saymore"),
             ("\n\nsay \n".to_owned(), "\n\nsay \n"),
             (" \n".to_owned(), " \n"),
         ] {
             for cut in 0..=text.len() {
-                let mut reader = OutputReader::new(None, Some(CallReader::new(vec!["f".to_owned()], false)));
-                let mut said = reader.push(&text[..cut]).content;
-                said.push_str(&reader.finish(&text[cut..]).content);
+                let mut reader = reader();
+                let mut said = reader.push(&text[..cut]).content();
+                said.push_str(&reader.finish(&text[cut..]).content());
                 assert_eq!(said, content, "{text:?} cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn what_follows_a_call_that_broke_off_comes_behind_it() {
+        let said = reader().finish("<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1, b}} x");
+        let kinds: Vec<bool> = said.0.iter().map(|piece| matches!(piece, Piece::Call(_))).collect();
+        assert_eq!(kinds, [true, false], "{said:?}");
+        assert_eq!((said.content().as_str(), said.calls().count()), ("b}} x", 1));
     }
 }

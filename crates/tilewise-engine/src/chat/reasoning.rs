@@ -82,18 +82,31 @@ pub(super) enum Reasoning {
     MayOpen,
     /// The prompt has opened and closed it.
     IsClosed,
+    /// The prompt ends in what is said.
+    IsOver,
 }
 
 impl ReasoningTags {
     /// Where a prompt leaves the reasoning, which the template may have been told to leave out.
     pub(super) fn after(&self, prompt: &str, is_off: bool) -> Reasoning {
         let prompt = prompt.trim_end();
-        if prompt.ends_with(self.open) || self.always && !is_off {
+        if prompt.ends_with(self.open) {
             Reasoning::IsOpen
         } else if prompt.ends_with(self.close) || is_off {
             Reasoning::IsClosed
+        } else if self.always {
+            Reasoning::IsOpen
         } else {
             Reasoning::MayOpen
+        }
+    }
+
+    /// Where a message that is continued leaves it: by the tag that comes last.
+    pub(super) fn within(&self, message: &str) -> Reasoning {
+        match (message.rfind(self.open), message.rfind(self.close)) {
+            (Some(open), close) if close.is_none_or(|close| close < open) => Reasoning::IsOpen,
+            (None, None) if message.trim().is_empty() => Reasoning::MayOpen,
+            _ => Reasoning::IsOver,
         }
     }
 }
@@ -127,6 +140,7 @@ impl ReasoningReader {
             Reasoning::IsOpen => Place::Begin,
             Reasoning::MayOpen => Place::Before,
             Reasoning::IsClosed => Place::End,
+            Reasoning::IsOver => Place::Behind,
         };
         Self { tags, place, held: String::new() }
     }
@@ -217,7 +231,7 @@ mod tests {
     use super::*;
 
     /// Where the prompt left it, a text, its reasoning and the rest.
-    const CASES: [(Reasoning, &str, &str, &str); 14] = [
+    const CASES: [(Reasoning, &str, &str, &str); 15] = [
         (Reasoning::MayOpen, "<think>one two</think>three", "one two", "three"),
         (Reasoning::MayOpen, "\n<think>\none\n two \n</think>\n\nthree \n", "one\n two", "three \n"),
         (Reasoning::MayOpen, "no < tag </think> <thin", "", "no < tag </think> <thin"),
@@ -232,6 +246,7 @@ mod tests {
         (Reasoning::IsOpen, "one ", "one", ""),
         (Reasoning::IsClosed, "\n\n<think>two ", "", "<think>two "),
         (Reasoning::IsClosed, "", "", ""),
+        (Reasoning::IsOver, " 42 <think>", "", " 42 <think>"),
     ];
 
     fn read(reasoning: Reasoning, pieces: &[&str]) -> (ReasoningReader, String, String) {
@@ -283,6 +298,15 @@ mod tests {
         assert_eq!(qwen.after("assistant\n", free), Reasoning::MayOpen);
         assert_eq!(qwen.after("assistant\n", off), Reasoning::IsClosed);
         assert_eq!(r1.after("assistant\n", free), Reasoning::IsOpen);
+        assert_eq!(r1.after("assistant\n<think>\n\n</think>\n\n", free), Reasoning::IsClosed);
+        for (message, place) in [
+            ("<think>so far", Reasoning::IsOpen),
+            ("<think>x</think>The answer is", Reasoning::IsOver),
+            ("The answer is", Reasoning::IsOver),
+            ("", Reasoning::MayOpen),
+        ] {
+            assert_eq!(qwen.within(message), place, "{message}");
+        }
         for (effort, is_off_then) in [("none", true), ("low", false)] {
             let mut variables = Map::new();
             Thinking::of_effort(effort).set(&mut variables);

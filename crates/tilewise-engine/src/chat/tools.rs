@@ -42,10 +42,10 @@ pub enum ToolChoice {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tools {
     functions: Vec<Function>,
-    /// What a text obeys that has to be a call.
-    grammar: Option<Grammar>,
-    /// Whether one call is made at most.
-    one_call: bool,
+    /// What is called, where a text has to be a call.
+    called: Option<Vec<Call>>,
+    /// Whether an answer may call several functions.
+    parallel: Option<bool>,
 }
 
 impl Tools {
@@ -79,10 +79,10 @@ impl Tools {
                 named
             }
         };
-        let several = *choice == ToolChoice::Required && parallel.unwrap_or(false);
-        let calls = called.iter().map(|function| function.call()).collect::<Vec<_>>();
-        let grammar = (!calls.is_empty()).then_some(Grammar::Calls { functions: calls, several });
-        Ok(Self { functions, grammar, one_call: parallel == Some(false) })
+        let called: Vec<Call> = called.into_iter().map(Function::call).collect();
+        // A function that is named is called once.
+        let parallel = if matches!(choice, ToolChoice::Named(_)) { Some(false) } else { parallel };
+        Ok(Self { called: (!called.is_empty()).then_some(called), functions, parallel })
     }
 
     /// Whether there are none.
@@ -94,12 +94,29 @@ impl Tools {
         self.functions.iter().map(|function| function.name.clone()).collect()
     }
 
-    pub(super) fn grammar(&self) -> Option<Grammar> {
-        self.grammar.clone()
+    /// What a text obeys whose words obey `words`: a call, where one has to be made; calls or the words, where it may.
+    pub(super) fn grammar(&self, words: Option<Grammar>) -> Option<Grammar> {
+        match (&self.called, words) {
+            (Some(called), _) => Some(Grammar::Calls {
+                functions: called.clone(),
+                several: self.parallel.unwrap_or(false),
+                or: None,
+            }),
+            (None, Some(words @ (Grammar::JsonSchema(_) | Grammar::StrictJsonSchema(_))))
+                if !self.is_empty() =>
+            {
+                Some(Grammar::Calls {
+                    functions: self.functions.iter().map(Function::call).collect(),
+                    several: self.parallel.unwrap_or(true),
+                    or: Some(Box::new(words)),
+                })
+            }
+            (None, words) => words,
+        }
     }
 
     pub(super) fn one_call(&self) -> bool {
-        self.one_call
+        self.parallel == Some(false)
     }
 
     /// As chat templates take them.

@@ -10,6 +10,9 @@ use crate::chat::{CLOSE, OPEN, ReasoningTags};
 /// The name of what follows reasoning.
 const THEN: &str = "then";
 
+/// The name of what is said where nothing is called.
+const WORDS: &str = "words";
+
 /// A grammar for the parser.
 pub(super) fn top_level(grammar: &Grammar) -> TopLevelGrammar {
     TopLevelGrammar { grammars: parts(grammar), max_tokens: None }
@@ -23,17 +26,26 @@ fn parts(grammar: &Grammar) -> Vec<GrammarWithLexer> {
         Grammar::StrictJsonSchema(schema) => vec![GrammarWithLexer::from_json_schema(prepared(schema, true))],
         Grammar::Regex(regex) => vec![GrammarWithLexer::from_regex(regex)],
         Grammar::Lark(text) => vec![GrammarWithLexer::from_lark(text.clone())],
-        Grammar::Calls { functions, several } => calls(functions, *several),
+        Grammar::Calls { functions, several, or } => {
+            let mut all = calls(functions, *several, or.is_some());
+            all.extend(or.iter().flat_map(|or| named(WORDS, or)));
+            all
+        }
         Grammar::AfterReasoning { tags, is_open, then } => {
-            let mut then = parts(then);
-            if let Some(first) = then.first_mut() {
-                first.name = Some(THEN.to_owned());
-            }
             let mut all = vec![GrammarWithLexer::from_lark(reasoning(*tags, *is_open))];
-            all.append(&mut then);
+            all.append(&mut named(THEN, then));
             all
         }
     }
+}
+
+/// A grammar under a name, and those that it names.
+fn named(name: &str, grammar: &Grammar) -> Vec<GrammarWithLexer> {
+    let mut parts = parts(grammar);
+    if let Some(first) = parts.first_mut() {
+        first.name = Some(name.to_owned());
+    }
+    parts
 }
 
 /// A string of the parser's language.
@@ -52,10 +64,11 @@ fn reasoning(tags: ReasoningTags, is_open: bool) -> String {
 }
 
 /// One call of one of these functions, or several, as Qwen3 writes them: JSON between tags.
-fn calls(functions: &[Call], several: bool) -> Vec<GrammarWithLexer> {
+fn calls(functions: &[Call], several: bool, or_words: bool) -> Vec<GrammarWithLexer> {
     let more = if several { " (\"\\n\" call)*" } else { "" };
     let rules = (0..functions.len()).map(|at| format!("f{at}")).collect::<Vec<_>>().join(" | ");
-    let mut text = format!("start: call{more}\ncall: {rules}\n");
+    let words = if or_words { format!(" | @{WORDS}") } else { String::new() };
+    let mut text = format!("start: call{more}{words}\ncall: {rules}\n");
     let mut schemas = Vec::new();
     for (at, call) in functions.iter().enumerate() {
         let before = quoted(&format!("{OPEN}\n{{\"name\": {}, \"arguments\": ", json!(call.name)));

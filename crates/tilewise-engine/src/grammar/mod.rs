@@ -38,6 +38,8 @@ pub enum Grammar {
         functions: Vec<Call>,
         /// Whether more calls may follow.
         several: bool,
+        /// What it obeys if it calls nothing; it has to call otherwise.
+        or: Option<Box<Grammar>>,
     },
     /// Is free up to the end of the model's reasoning and obeys a grammar from there on.
     AfterReasoning {
@@ -221,7 +223,7 @@ impl Grammars {
 fn refusal(factory: &ParserFactory, grammar: &Grammar, why: &str) -> Error {
     match grammar {
         Grammar::AfterReasoning { then, .. } => refusal(factory, then, why),
-        Grammar::Calls { functions, .. } => {
+        Grammar::Calls { functions, or, .. } => {
             let wrong = functions.iter().find_map(|Call { name, schema, strict }| {
                 let alone = match strict {
                     true => Grammar::StrictJsonSchema(schema.clone()),
@@ -230,7 +232,12 @@ fn refusal(factory: &ParserFactory, grammar: &Grammar, why: &str) -> Error {
                 let why = Matcher::new(factory.create_parser(build::top_level(&alone))).get_error()?;
                 Some(format!("the parameters of {name:?}: {}", schema_sentence(&why)))
             });
-            Error::Tools(wrong.unwrap_or_else(|| "their schemas are too large together".to_owned()))
+            match (wrong, or) {
+                (None, Some(or)) => refusal(factory, or, why),
+                (wrong, _) => {
+                    Error::Tools(wrong.unwrap_or_else(|| "their schemas are too large together".to_owned()))
+                }
+            }
         }
         Grammar::JsonSchema(_) | Grammar::StrictJsonSchema(_) => Error::Grammar(schema_sentence(why)),
         Grammar::Regex(_) | Grammar::Lark(_) => Error::Grammar(sentence(why)),

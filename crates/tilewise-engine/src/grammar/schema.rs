@@ -12,6 +12,9 @@ const FORMATS: [&str; 10] =
 /// Keywords whose values are data, not schemas.
 const DATA: [&str; 5] = ["const", "enum", "default", "example", "examples"];
 
+/// Keywords whose values are schemas by names of their own.
+const NAMED: [&str; 5] = ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"];
+
 /// The keyword by which a schema sets the parser's own options.
 const OPTIONS: &str = "x-guidance";
 
@@ -49,8 +52,12 @@ fn drop_annotations(schema: &mut Value) {
             if is_annotation {
                 fields.remove("format");
             }
-            let schemas = fields.iter_mut().filter(|(name, _)| !DATA.contains(&name.as_str()));
-            schemas.for_each(|(_, schema)| drop_annotations(schema));
+            for (name, value) in fields.iter_mut().filter(|(name, _)| !DATA.contains(&name.as_str())) {
+                match value.as_object_mut().filter(|_| NAMED.contains(&name.as_str())) {
+                    Some(schemas) => schemas.values_mut().for_each(drop_annotations),
+                    None => drop_annotations(value),
+                }
+            }
         }
         _ => {}
     }

@@ -154,6 +154,12 @@ impl Tokenizer {
         Ok(words)
     }
 
+    /// Tokens that are no part of a text.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect()
+    }
+
     /// The number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -16,7 +16,7 @@ mod models;
 mod ollama;
 mod openapi;
 pub(crate) mod page;
-mod responses;
+pub(crate) mod responses;
 mod server_info;
 mod tokenize;
 

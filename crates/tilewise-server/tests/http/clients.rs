@@ -216,3 +216,13 @@ fn no_more_than_one_call_is_made_where_that_is_asked_for() {
     }
     server().wait_idle();
 }
+
+#[test]
+fn special_tokens_of_an_echoed_prompt_have_no_logprobs() {
+    let body = json!({ "prompt": "<|im_start|>user\nhi", "echo": true, "logprobs": 1, "max_tokens": 2, "temperature": 0 });
+    let choice = server().ask("/v1/completions", &body)["choices"][0].clone();
+    let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+    let text: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(choice["text"], text);
+    assert_eq!(choice["logprobs"]["text_offset"][0], 0);
+}

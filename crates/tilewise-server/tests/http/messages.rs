@@ -133,3 +133,32 @@ fn errors_have_anthropics_form() {
     let answer = guarded.post(PATH, &body(&json!({})));
     assert_eq!((answer.status, &answer.json()["error"]["type"]), (401, &json!("authentication_error")));
 }
+
+#[test]
+fn the_assistants_last_message_is_gone_on_with() {
+    let turns = json!([{ "role": "user", "content": "Write a function" }, { "role": "assistant", "content": "def add(" }]);
+    let answer = server().ask(PATH, &body(&json!({ "messages": turns })));
+    let chat =
+        json!({ "messages": turns, "max_tokens": 24, "temperature": 0, "continue_final_message": true });
+    let text = server().ask("/v1/chat/completions", &chat)["choices"][0]["message"]["content"].clone();
+    assert_eq!(answer["content"][0]["text"], text);
+}
+
+#[test]
+fn a_tool_use_that_breaks_off_is_none() {
+    let asked = |tokens: u64| {
+        body(&json!({ "tools": [tool()], "tool_choice": { "type": "any" }, "max_tokens": tokens }))
+    };
+    let tokens = server().ask(PATH, &asked(90))["usage"]["output_tokens"].as_u64().unwrap();
+    let whole = server().ask(PATH, &asked(tokens - 12));
+    assert_eq!((&whole["stop_reason"], &whole["content"]), (&json!("max_tokens"), &json!([])), "{whole}");
+}
+
+#[test]
+fn tools_that_others_host_are_left_out_whatever_is_chosen() {
+    let asked = body(&json!({
+        "tools": [{ "type": "mcp_toolset", "mcp_server_name": "x" }], "tool_choice": { "type": "any" },
+    }));
+    let answer = server().post(PATH, &asked);
+    assert_eq!((answer.status, answer.header("x-ignored-fields")), (200, Some("tools[0] (mcp_toolset)")));
+}

@@ -133,3 +133,45 @@ fn reasoning_is_turned_off_by_any_of_its_names_and_by_the_server() {
     let low = text(&server, json!({ "reasoning_effort": "low" })).0;
     assert_eq!(text(&quiet, json!({ "reasoning_effort": "low" })).0, low);
 }
+
+#[test]
+fn a_strict_schema_leaves_room_for_reasoning_too() {
+    let model = folder("{% for message in messages %}{{ message.content }}{% endfor %}{# <think> #}");
+    let server = start_model(&model.source, |_, _| {});
+    let ids = server.ask("/tokenize", &json!({ "prompt": "<think>" }))["tokens"].clone();
+    for strict in [false, true] {
+        let format =
+            json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": {}, "strict": strict } });
+        let bias = json!({ ids[0].to_string(): 90 });
+        let asked = body(&json!({ "response_format": format, "logit_bias": bias, "max_tokens": 40 }));
+        let message = server.ask(PATH, &asked)["choices"][0]["message"].clone();
+        assert!(message["reasoning_content"].is_string(), "strict {strict}: {message}");
+    }
+}
+
+#[test]
+fn a_message_that_is_continued_goes_on_where_it_ends() {
+    let model =
+        folder("{% for message in messages %}{{ message.content }}{% endfor %}{# <think> end #}<|im_end|>");
+    let server = start_model(&model.source, |_, _| {});
+    for (begun, content) in
+        [("The answer is", " 42"), ("end", " 42"), ("<think>x</think>So", " 42"), ("m", " 42")]
+    {
+        for off in [false, true] {
+            let turns =
+                json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": begun }]);
+            let asked = body(&json!({
+                "messages": turns, "continue_final_message": true, "regex": " 42", "enable_thinking": !off,
+            }));
+            let answer = server.ask(PATH, &asked);
+            assert_eq!(
+                answer["choices"][0]["message"],
+                json!({ "role": "assistant", "content": content }),
+                "{begun}"
+            );
+            let prompt = format!("x{begun}");
+            let count = server.ask("/tokenize", &json!({ "prompt": prompt }))["count"].clone();
+            assert_eq!(answer["usage"]["prompt_tokens"], count, "{begun}");
+        }
+    }
+}

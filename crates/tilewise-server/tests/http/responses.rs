@@ -63,7 +63,8 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
         (json!({ "tools": [{ "type": "function", "name": "a b" }] }), "tools"),
         (json!({ "top_logprobs": 2 }), "top_logprobs"),
         (json!({ "input": [{ "role": "wizard", "content": "x" }] }), "input[0].role"),
-        (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input[0].type"),
+        (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input[0].id"),
+        (json!({ "input": [{ "type": "wizardry" }] }), "input[0].type"),
         (
             json!({ "input": [{ "role": "user", "content": [{ "type": "input_image" }] }] }),
             "input[0].content",
@@ -127,4 +128,43 @@ fn a_function_is_called_and_its_output_comes_back() {
     next["tools"] = json!([tool()]);
     assert_eq!(server().ask(PATH, &next)["output"][0]["type"], "message");
     server().wait_idle();
+}
+
+#[test]
+fn items_of_an_answer_can_be_named_instead_of_sent() {
+    let item = server().ask(PATH, &body())["output"][0].clone();
+    let ask = |item: Value| {
+        let mut next = body();
+        next["input"] = json!([{ "role": "user", "content": "x" }, item, { "role": "user", "content": "y" }]);
+        server().ask(PATH, &next)["output"][0]["content"].clone()
+    };
+    assert_eq!(ask(json!({ "type": "item_reference", "id": item["id"] })), ask(item.clone()));
+}
+
+#[test]
+fn a_call_that_breaks_off_is_incomplete_and_what_follows_it_is_said_behind_it() {
+    for (regex, stop, arguments) in [
+        (r#"<tool_call>\n\{"name": "f", "arguments": \{"a": 1, b: 2\}\}"#, json!(null), "{\"a\": 1, "),
+        (
+            r#"<tool_call>\n\{"name": "f", "arguments": \{"a": 1\}\}\n</tool_call> after"#,
+            json!("1}"),
+            "{\"a\": ",
+        ),
+    ] {
+        let mut asked = body();
+        asked["max_output_tokens"] = json!(90);
+        asked["tools"] = json!([{ "type": "function", "name": "f", "parameters": {} }]);
+        (asked["regex"], asked["stop"]) = (json!(regex), stop);
+        let output = server().ask(PATH, &asked)["output"].clone();
+        let call = &output[0];
+        assert_eq!(
+            (&call["type"], &call["status"]),
+            (&json!("function_call"), &json!("incomplete")),
+            "{output}"
+        );
+        assert_eq!(call["arguments"], arguments);
+        let names: Vec<&Value> =
+            output.as_array().unwrap().iter().filter(|item| item["type"] == "function_call").collect();
+        assert_eq!(names.len(), 1, "{output}");
+    }
 }

@@ -129,6 +129,8 @@ fn what_cannot_be_enforced_is_ignored_unless_it_has_to_be_strict() {
             assert!(message.contains("\"f\"") && !message.contains("start:"), "{message}");
         }
     }
+    let named = closed(&json!({ "default": { "type": "string", "format": "binary", "maxLength": 3 } }));
+    server().ask(PATH, &ask(&format(&named, &json!(true))));
     let unique = closed(&json!({ "f": { "type": "array", "uniqueItems": true } }));
     let error = server().refused(PATH, &ask(&format(&unique, &json!(true))), "response_format");
     assert!(error["message"].as_str().unwrap().contains("uniqueItems"), "{error}");

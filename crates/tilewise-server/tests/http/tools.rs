@@ -100,7 +100,6 @@ fn tools_that_mean_nothing_are_refused() {
         (json!({ "tools": [{ "type": "function", "function": { "name": "a b" } }] }), "tools"),
         (json!({ "tools": [{ "type": "browser" }] }), "tools[0].type"),
         (json!({ "tools": vec![tool("f"); 200] }), "tools"),
-        (json!({ "response_format": { "type": "json_object" } }), "response_format"),
     ] {
         let mut asked = body(&json!("required"));
         asked.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -137,4 +136,26 @@ fn reasoning_comes_apart_from_the_content_unless_it_shall_not() {
         server.ask(PATH, &together)["choices"][0]["message"]["content"],
         "<think>one two</think>three"
     );
+}
+
+#[test]
+fn a_form_of_the_answer_leaves_room_for_calls() {
+    let model = folder(
+        "{% for message in messages %}{{ message.content }}{% endfor %}{% if tools %}<tool_call>{% endif %}",
+    );
+    let server = start_model(&model.source, |_, _| {});
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "enum": ["left"] }, "strict": true } });
+    let bias = |text: &str| {
+        let ids = server.ask("/tokenize", &json!({ "prompt": text }))["tokens"].clone();
+        json!({ ids[0].to_string(): 90 })
+    };
+    let ask = |choice: Value, bias: Value| {
+        let mut asked = body(&choice);
+        (asked["response_format"], asked["logit_bias"]) = (format.clone(), bias);
+        server.ask(PATH, &asked)["choices"][0]["message"].clone()
+    };
+    assert!(ask(json!("auto"), bias("<"))["tool_calls"][0].is_object());
+    assert_eq!(ask(json!("auto"), bias("\""))["content"], "\"left\"");
+    // A call that has to be made comes before the form of words.
+    assert!(ask(json!("required"), json!({}))["tool_calls"][0].is_object());
 }

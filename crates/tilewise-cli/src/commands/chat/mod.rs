@@ -101,13 +101,13 @@ impl<W: Write + IsTerminal> Shown<W> {
         if self.format == Format::Json {
             return Ok(());
         }
-        if !said.reasoning.is_empty() && self.out.is_terminal() {
+        if !said.reasoning().is_empty() && self.out.is_terminal() {
             self.is_thinking = true;
-            write!(self.out, "{DIM}{}{PLAIN}", said.reasoning)?;
+            write!(self.out, "{DIM}{}{PLAIN}", said.reasoning())?;
         }
-        if !said.content.is_empty() {
+        if !said.content().is_empty() {
             let between = if std::mem::take(&mut self.is_thinking) { "\n\n" } else { "" };
-            write!(self.out, "{between}{}", said.content)?;
+            write!(self.out, "{between}{}", said.content())?;
         }
         self.out.flush()
     }

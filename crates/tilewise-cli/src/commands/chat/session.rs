@@ -125,8 +125,8 @@ impl<'a> Session<'a> {
         let reader =
             Reader { tokenizer: Some(self.tokenizer), text: TextStream::new(self.args.run.stop.clone()) };
         let mut add = |said: &Said, answer: &mut Answer| {
-            answer.content.push_str(&said.content);
-            answer.reasoning.push_str(&said.reasoning);
+            answer.content.push_str(&said.content());
+            answer.reasoning.push_str(&said.reasoning());
             emit(said)
         };
         let generated = complete(engine, request, reader, |piece| add(&output.push(piece), &mut answer))?;

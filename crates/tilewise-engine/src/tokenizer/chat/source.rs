@@ -59,11 +59,12 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         plain.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The end is behind the begin: `{%}` is neither.
+        let Some(end) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
+        let (tag, after) = tag.split_at(2 + end + 2);
         let sign = |c: char| matches!(c, '-' | '+');
         let inner = &tag[2..tag.len() - 2];
         let (left, right) = (inner.starts_with(sign), inner.len() > 1 && inner.ends_with(sign));

@@ -197,8 +197,6 @@ impl ChatChoice {
     pub(crate) fn finished(mut self) -> Self {
         if self.message.tool_calls.is_empty() {
             self.message.content.get_or_insert_default();
-        } else if self.message.content.as_ref().is_some_and(|content| content.trim().is_empty()) {
-            self.message.content = None;
         }
         self
     }

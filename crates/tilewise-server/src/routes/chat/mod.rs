@@ -94,7 +94,7 @@ impl Chunks {
     fn delta(&mut self, index: usize, said: Said, token: Option<&Token>) -> ChunkChoice {
         let some = |text: String| (!text.is_empty()).then_some(text);
         let calls = &mut self.calls[index];
-        let call = |CallPart { name, arguments }| {
+        let call = |CallPart { name, arguments }: CallPart| {
             let is_first = name.is_some();
             *calls += usize::from(is_first);
             ToolCallDelta {
@@ -106,9 +106,9 @@ impl Chunks {
         };
         let delta = Delta {
             role: None,
-            content: some(said.content),
-            reasoning_content: some(said.reasoning),
-            tool_calls: said.calls.into_iter().map(call).collect(),
+            content: some(said.content()),
+            reasoning_content: some(said.reasoning()),
+            tool_calls: said.calls().cloned().map(call).collect(),
         };
         let logprobs = token.filter(|_| self.has_logprobs).map(|token| ChatLogprobs::of(&self.app, token));
         ChunkChoice { index, delta, logprobs, ..ChunkChoice::default() }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 use tilewise_engine::Logprobs;
+use tilewise_engine::tokenizer::Detokenizer;
 use utoipa::ToSchema;
 
 use crate::fields::Usage;
@@ -81,47 +82,15 @@ fn token_name(app: &App, id: u32) -> String {
     }
 }
 
-/// Counts whole characters of bytes that come in pieces.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Characters {
-    whole: usize,
-    /// The begin of the next one.
-    begun: Vec<u8>,
-}
-
-impl Characters {
-    fn push(&mut self, bytes: &[u8]) {
-        self.begun.extend_from_slice(bytes);
-        loop {
-            match std::str::from_utf8(&self.begun) {
-                Ok(text) => {
-                    self.whole += text.chars().count();
-                    self.begun.clear();
-                    return;
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    self.whole += String::from_utf8_lossy(&self.begun[..valid]).chars().count();
-                    // Bytes that are no character are written as one.
-                    let wrong = error.error_len();
-                    self.whole += usize::from(wrong.is_some());
-                    self.begun.drain(..valid + wrong.unwrap_or(0));
-                    if wrong.is_none() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The logprobs of a choice, which are told once the text that they are of is certain: a stop string may still take it.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub(crate) struct LogprobsOfText {
-    /// Bytes of all tokens, and of the text that was told.
+    /// Makes text of the tokens, to know where each begins.
+    detokenizer: Detokenizer,
+    /// Bytes of that text, and of the text that was told; characters of the former.
     bytes: usize,
     told: usize,
-    characters: Characters,
+    characters: usize,
     /// Tokens that wait, with where they begin, in bytes and in characters.
     waiting: VecDeque<(usize, usize, Token)>,
 }
@@ -135,26 +104,30 @@ impl LogprobsOfText {
         logprobs: &[Option<Logprobs>],
     ) -> CompletionLogprobs {
         let mut all = CompletionLogprobs::default();
-        for (place, &id) in prompt.iter().enumerate() {
+        for (place, &id) in prompt.iter().enumerate().filter(|(_, id)| !app.model.is_special(**id)) {
             let logprobs = place.checked_sub(1).and_then(|place| logprobs.get(place)?.as_ref());
             let top = logprobs.map(|logprobs| &*logprobs.top).unwrap_or_default();
-            all.push(app, id, logprobs.map(|logprobs| logprobs.logprob), top, self.characters.whole);
-            self.characters.push(app.model.bytes_of(id));
+            all.push(app, id, logprobs.map(|logprobs| logprobs.logprob), top, self.characters);
+            self.go_on(app, id);
         }
+        (self.detokenizer, self.bytes) = (Detokenizer::default(), 0);
         all
     }
 
-    /// Takes a token of the text.
+    /// Takes a token of the text. What ends a text is no part of it, nor are special tokens.
     pub(crate) fn push(&mut self, app: &App, token: Token) {
-        // What ends a text is no part of it, nor are special tokens.
-        let is_seen = app.model.tokenizer.decode(&[token.id]).is_ok_and(|text| !text.is_empty());
-        if token.is_end || !is_seen {
-            return;
+        if !(token.is_end || app.model.is_special(token.id)) {
+            let id = token.id;
+            self.waiting.push_back((self.bytes, self.characters, token));
+            self.go_on(app, id);
         }
-        let bytes = app.model.bytes_of(token.id);
-        self.waiting.push_back((self.bytes, self.characters.whole, token));
-        self.bytes += bytes.len();
-        self.characters.push(bytes);
+    }
+
+    /// Counts the text that is certain with a token.
+    fn go_on(&mut self, app: &App, id: u32) {
+        let text = self.detokenizer.push(&app.model.tokenizer, id).unwrap_or_default();
+        self.bytes += text.len();
+        self.characters += text.chars().count();
     }
 
     /// Those of tokens that begin in the text, of which so many bytes more were told.

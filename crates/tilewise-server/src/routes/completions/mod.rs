@@ -60,7 +60,7 @@ pub(crate) async fn completions(
         echo,
         has_logprobs: logprobs.is_some(),
         prompts: vec![Vec::new(); generations.len()],
-        choices: vec![None; generations.len() * n],
+        choices: (0..generations.len() * n).map(|_| None).collect(),
         n,
         includes_usage: request.common.includes_usage(),
         counts_on_the_way: request.common.counts_on_the_way(),

@@ -84,6 +84,16 @@ impl Block {
         }
     }
 
+    /// Whether it is no call that broke off.
+    pub(super) fn is_whole(&self) -> bool {
+        match self {
+            Self::ToolUse(_, _, arguments) => {
+                serde_json::from_str::<serde::de::IgnoredAny>(arguments).is_ok()
+            }
+            _ => true,
+        }
+    }
+
     /// The whole block. Arguments that broke off are none.
     pub(super) fn whole(&self) -> Value {
         match self {

@@ -3,12 +3,13 @@
 mod answer;
 mod request;
 
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
-use tilewise_engine::chat::{CallPart, Said};
+use tilewise_engine::chat::{CallPart, Piece, Said};
 
 use answer::{Block, stop_reason};
 pub(crate) use answer::{MessageObject, TokenCount};
@@ -48,10 +49,10 @@ pub(crate) async fn messages(
         usage: chat.usage().into(),
     };
     let streams = request.fields.stream.unwrap_or(false);
-    let answer = Answer::new(chat, Blocks { app: app.clone(), message, open: None });
+    let answer = Answer::new(chat, Blocks { app: app.clone(), message, open: None, broken: false });
     let response = match streams {
         true => sse::respond(&app, answer),
-        false => body::json(&answer.whole().await?.0.message),
+        false => body::json(&answer.whole().await?.0.whole()),
     };
     Ok(ignored.name_in(response))
 }
@@ -77,6 +78,8 @@ struct Blocks {
     message: MessageObject,
     /// The block that goes on.
     open: Option<Block>,
+    /// Whether the last block is a call that broke off.
+    broken: bool,
 }
 
 fn event(name: &str, mut fields: Value) -> String {
@@ -85,29 +88,37 @@ fn event(name: &str, mut fields: Value) -> String {
 }
 
 impl Blocks {
-    /// Adds what was thought, said and called, in this order.
+    /// All of it at once. Arguments that broke off are no object: there is nothing to tell of such a call.
+    fn whole(mut self) -> MessageObject {
+        if self.broken {
+            self.message.content.pop();
+        }
+        self.message
+    }
+
+    /// Adds what was thought, said and called.
     fn say(&mut self, said: Said) -> String {
         let mut events = String::new();
-        if !said.reasoning.is_empty() {
-            if !matches!(self.open, Some(Block::Thinking(_))) {
-                events += &self.begin_block(Block::Thinking(String::new()));
+        for piece in said.0 {
+            let (block, words) = match piece {
+                Piece::Thought(text) => (Block::Thinking(String::new()), text),
+                Piece::Words(text) => (Block::Text(String::new()), text),
+                Piece::Call(CallPart { name: Some(name), arguments }) => {
+                    let id = self.app.new_name("toolu_");
+                    events += &self.begin_block(Block::ToolUse(id, name, String::new()));
+                    events += &self.add(&arguments);
+                    continue;
+                }
+                Piece::Call(CallPart { name: None, arguments }) => {
+                    events += &self.add(&arguments);
+                    continue;
+                }
+            };
+            let is_open = self.open.as_ref().is_some_and(|open| discriminant(open) == discriminant(&block));
+            if !is_open {
+                events += &self.begin_block(block);
             }
-            events += &self.add(&said.reasoning);
-        }
-        if !said.content.is_empty() {
-            if !matches!(self.open, Some(Block::Text(_))) {
-                events += &self.begin_block(Block::Text(String::new()));
-            }
-            events += &self.add(&said.content);
-        }
-        for CallPart { name, arguments } in said.calls {
-            if let Some(name) = name {
-                let id = self.app.new_name("toolu_");
-                events += &self.begin_block(Block::ToolUse(id, name, String::new()));
-            }
-            if !arguments.is_empty() {
-                events += &self.add(&arguments);
-            }
+            events += &self.add(&words);
         }
         events
     }
@@ -121,7 +132,7 @@ impl Blocks {
     }
 
     fn add(&mut self, words: &str) -> String {
-        let Some(block) = &mut self.open else { return String::new() };
+        let Some(block) = self.open.as_mut().filter(|_| !words.is_empty()) else { return String::new() };
         let delta = block.push(words);
         event("content_block_delta", json!({ "index": self.message.content.len(), "delta": delta }))
     }
@@ -130,6 +141,7 @@ impl Blocks {
         let Some(block) = self.open.take() else { return String::new() };
         let stop = event("content_block_stop", json!({ "index": self.message.content.len() }));
         self.message.content.push(block.whole());
+        self.broken = !block.is_whole();
         stop
     }
 

@@ -81,6 +81,7 @@ struct Tool {
     #[serde(rename = "type")]
     kind: Option<String>,
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_-]+$")]
+    #[serde(default)]
     name: String,
     description: Option<String>,
     /// A schema of its arguments.
@@ -148,6 +149,7 @@ impl MessagesRequest {
                 messages: self.messages(ignored)?,
                 tools: self.tools(ignored)?,
                 options: self.options(app),
+                continues: self.continues(),
                 grammar: format,
                 ..Conversation::default()
             },
@@ -168,10 +170,22 @@ impl MessagesRequest {
         })
     }
 
+    /// Whether the text begins inside the last message: one of the assistant's words.
+    fn continues(&self) -> bool {
+        let is_call = |block: &Value| block["type"] == "tool_use";
+        self.fields.messages.last().is_some_and(|last| {
+            last.role == InputRole::Assistant
+                && !last.content.as_array().is_some_and(|blocks| blocks.iter().any(is_call))
+        })
+    }
+
     fn options(&self, app: &App) -> Map<String, Value> {
         let fields = &self.fields;
         let effort = fields.output_config.as_ref().and_then(|config| config.effort.clone());
-        let enabled = fields.thinking.as_ref().map(|thinking| thinking.kind != "disabled");
+        // In this protocol a model thinks where it is asked to.
+        let is_told = effort.is_some() || app.config.chat_template_kwargs.contains_key("enable_thinking");
+        let asked = fields.thinking.as_ref().map(|thinking| thinking.kind != "disabled");
+        let enabled = if is_told { asked } else { Some(asked.unwrap_or(false)) };
         let template = TemplateFields { enable_thinking: enabled, ..TemplateFields::default() };
         template.options(app, effort.as_deref())
     }
@@ -202,6 +216,9 @@ impl MessagesRequest {
                 }
             },
         };
+        // Where all tools were left out, there is nothing to choose from.
+        let had_tools = fields.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+        let choice = if functions.is_empty() && had_tools { ToolChoice::Auto } else { choice };
         let disabled = fields.tool_choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use);
         let parallel = disabled.map(|disabled| !disabled);
         Tools::new(functions, &choice, parallel).map_err(|error| ApiError::refused(&error, "messages"))

@@ -86,9 +86,13 @@ async fn raw(
     Chat::plain(app, ask, room, name, "prompt").await
 }
 
-/// Refuses a model that is not served; `:latest` is the one there is.
+/// Refuses a model that is not served; a name without a tag and one with `:latest` are the same.
 fn check_model(app: &App, model: Option<&str>) -> Result<(), ApiError> {
-    app.check_model(model.map(|model| model.strip_suffix(":latest").unwrap_or(model)))
+    fn bare(name: &str) -> &str {
+        name.strip_suffix(":latest").unwrap_or(name)
+    }
+    let served = app.config.served_model_name.as_str();
+    app.check_model(model.map(|model| if bare(model) == bare(served) { served } else { model }))
 }
 
 fn timestamp() -> String {
@@ -176,7 +180,7 @@ impl Lines {
     }
 
     /// Calls that are whole: each is told at once.
-    fn calls(&mut self, parts: Vec<CallPart>, is_end: bool) -> Vec<Value> {
+    fn calls(&mut self, parts: impl Iterator<Item = CallPart>, is_end: bool) -> Vec<Value> {
         let mut whole = Vec::new();
         for CallPart { name, arguments } in parts {
             match (name, &mut self.call) {
@@ -188,11 +192,12 @@ impl Lines {
         if is_end {
             whole.extend(self.call.take());
         }
+        // A call that broke off is none.
         let call = |(name, arguments): (String, String)| {
-            let arguments: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
-            json!({ "function": { "name": name, "arguments": arguments } })
+            let arguments: Value = serde_json::from_str(&arguments).ok()?;
+            Some(json!({ "function": { "name": name, "arguments": arguments } }))
         };
-        whole.into_iter().map(call).collect()
+        whole.into_iter().filter_map(call).collect()
     }
 
     /// Says that the answer is over, and what it took, in nanoseconds.
@@ -222,8 +227,8 @@ impl Protocol for Lines {
             ChatNews::Token { said, .. } => (said, None),
             ChatNews::End { said, end, .. } => (said, Some(end)),
         };
-        let calls = self.calls(said.calls, end.is_some());
-        let (mut content, mut thinking, mut all_calls) = (said.content, said.reasoning, calls);
+        let calls = self.calls(said.calls().cloned(), end.is_some());
+        let (mut content, mut thinking, mut all_calls) = (said.content(), said.reasoning(), calls);
         if let Some(whole) = &mut self.whole {
             whole.content.push_str(&content);
             whole.thinking.push_str(&thinking);

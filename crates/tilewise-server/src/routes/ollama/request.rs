@@ -73,6 +73,7 @@ pub(crate) struct OllamaOptions {
 /// What only a chat takes.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct OllamaChatFields {
+    #[serde(default)]
     pub(crate) messages: Vec<OllamaMessage>,
     tools: Option<Vec<ToolDefinition>>,
 }

@@ -164,6 +164,11 @@ impl Draft {
         }
     }
 
+    /// Whether it is no call that broke off.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.kind != Kind::Call || serde_json::from_str::<serde::de::IgnoredAny>(&self.text).is_ok()
+    }
+
     /// Its part with these words; calls have none.
     pub(crate) fn part(&self, text: &str) -> Option<Value> {
         match self.kind {

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::KeptItems;
 use crate::error::ApiError;
 use crate::messages::{Content, ContentShape, Turn, TurnCall};
 use crate::request::Ignored;
@@ -105,7 +106,7 @@ impl Input {
     ///
     /// # Errors
     /// 400 that names the item.
-    pub(super) fn turns(&self, ignored: &mut Ignored) -> Result<Vec<Turn>, ApiError> {
+    pub(super) fn turns(&self, kept: &KeptItems, ignored: &mut Ignored) -> Result<Vec<Turn>, ApiError> {
         let items = match self {
             Self::Text(text) => return Ok(vec![Turn::new("user", text)]),
             Self::Items(items) => items,
@@ -117,7 +118,11 @@ impl Input {
         let mut turns = Turns::default();
         for (place, item) in items.iter().enumerate() {
             let path = format!("input[{place}]");
-            let item: Item = serde_json::from_value(item.clone())
+            let item = match item.get("type").and_then(Value::as_str) {
+                Some("item_reference") => referred(&path, item, kept)?,
+                _ => item.clone(),
+            };
+            let item: Item = serde_json::from_value(item)
                 .map_err(|error| ApiError::param(&path, format!("{path}: {error}")))?;
             item.add(&path, &mut turns, ignored)?;
         }
@@ -185,6 +190,17 @@ impl Item {
         }
         Ok(())
     }
+}
+
+/// The item that another names.
+fn referred(path: &str, item: &Value, kept: &KeptItems) -> Result<Value, ApiError> {
+    let id = item.get("id").and_then(Value::as_str).unwrap_or_default();
+    kept.find(id).ok_or_else(|| {
+        let path = format!("{path}.id");
+        let message =
+            format!("{path}: the item {id:?} is not kept here; send it whole, or ask with store false");
+        ApiError::param(&path, message)
+    })
 }
 
 fn text(path: &str, content: Option<Value>) -> Result<String, ApiError> {

@@ -2,6 +2,7 @@
 
 mod answer;
 mod items;
+mod kept;
 mod request;
 
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
-use tilewise_engine::chat::{CallPart, Said};
+use tilewise_engine::chat::{CallPart, Piece, Said};
 
 pub(crate) use answer::ResponseObject;
 use answer::{Draft, IncompleteDetails, Kind, OutputItem, failure};
+pub(crate) use kept::KeptItems;
 pub(crate) use request::ResponsesRequest;
 
 use crate::body;
@@ -103,20 +105,18 @@ impl Items {
         self.event(name, json!({ "response": response }))
     }
 
-    /// Adds what was thought, said and called, in this order.
+    /// Adds what was thought, said and called.
     fn say(&mut self, said: Said) -> String {
         let mut events = String::new();
-        if !said.reasoning.is_empty() {
-            events += &self.add(Kind::Reasoning, &said.reasoning);
-        }
-        if !said.content.is_empty() {
-            events += &self.add(Kind::Message, &said.content);
-        }
-        for CallPart { name, arguments } in said.calls {
-            if let Some(name) = name {
-                events += &self.begin_item(Kind::Call, name);
-            }
-            events += &self.add(Kind::Call, &arguments);
+        for piece in said.0 {
+            events += &match piece {
+                Piece::Thought(text) => self.add(Kind::Reasoning, &text),
+                Piece::Words(text) => self.add(Kind::Message, &text),
+                Piece::Call(CallPart { name: Some(name), arguments }) => {
+                    self.begin_item(Kind::Call, name) + &self.add(Kind::Call, &arguments)
+                }
+                Piece::Call(CallPart { name: None, arguments }) => self.add(Kind::Call, &arguments),
+            };
         }
         events
     }
@@ -169,6 +169,7 @@ impl Items {
     /// Ends the item that is open.
     fn close(&mut self, status: &'static str) -> String {
         let Some(draft) = self.open.take() else { return String::new() };
+        let status = if draft.is_whole() { status } else { "incomplete" };
         let place = self.response.output.len();
         let at = json!({ "item_id": draft.id, "output_index": place });
         let with = |more: Value| {
@@ -199,6 +200,7 @@ impl Items {
         let item = draft.item(status, true);
         events +=
             &self.event("response.output_item.done", json!({ "output_index": place, "item": json!(item) }));
+        self.app.kept_items.keep(json!(item));
         self.response.output.push(item);
         events
     }

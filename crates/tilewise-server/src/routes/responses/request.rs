@@ -136,7 +136,7 @@ impl ResponsesRequest {
         let effort = fields.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
         let ask = ChatAsk {
             conversation: Conversation {
-                messages: self.messages(ignored)?,
+                messages: self.messages(app, ignored)?,
                 tools: Tools::new(functions, &choice, fields.parallel_tool_calls).map_err(invalid)?,
                 options: self.template.options(app, effort),
                 grammar: self.sampling.grammar(format)?,
@@ -158,16 +158,16 @@ impl ResponsesRequest {
     fn choice(&self, functions: &[Function]) -> ToolChoice {
         let choice = self.response.tool_choice.clone().unwrap_or_default().0;
         let had_tools = self.response.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-        if functions.is_empty() && had_tools && choice == ToolChoice::Required {
+        if functions.is_empty() && had_tools {
             return ToolChoice::Auto;
         }
         choice
     }
 
     /// The conversation as chat templates read it.
-    fn messages(&self, ignored: &mut Ignored) -> Result<Value, ApiError> {
+    fn messages(&self, app: &App, ignored: &mut Ignored) -> Result<Value, ApiError> {
         let instructions = self.response.instructions.iter().map(|text| Turn::new("system", text));
-        let turns = self.response.input.turns(ignored)?;
+        let turns = self.response.input.turns(&app.kept_items, ignored)?;
         Ok(instructions.chain(turns).map(Turn::into_value).collect())
     }
 }
