@@ -79,11 +79,11 @@ impl Chunks {
         match news {
             ChatNews::Token { index, said, token } => {
                 let is_empty = said.is_empty();
-                let part = self.delta(index, said, Some(&token));
+                let part = self.delta(index, &said, Some(&token));
                 (!is_empty || part.logprobs.is_some()).then_some(part)
             }
             ChatNews::End { index, said, end, is_call } => {
-                let mut part = self.delta(index, said, None);
+                let mut part = self.delta(index, &said, None);
                 part.finish_reason = Some(if is_call { "tool_calls" } else { end.name() });
                 part.matched_stop = end.matched();
                 Some(part)
@@ -91,7 +91,7 @@ impl Chunks {
         }
     }
 
-    fn delta(&mut self, index: usize, said: Said, token: Option<&Token>) -> ChunkChoice {
+    fn delta(&mut self, index: usize, said: &Said, token: Option<&Token>) -> ChunkChoice {
         let some = |text: String| (!text.is_empty()).then_some(text);
         let calls = &mut self.calls[index];
         let call = |CallPart { name, arguments }: CallPart| {
