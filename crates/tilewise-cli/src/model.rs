@@ -96,7 +96,15 @@ fn folder(model: &ModelArgs) -> Result<Option<PathBuf>, CliError> {
         };
     };
     let mut bar = DownloadBar::default();
-    Ok(Some(hub::locate(path, revision, &env::hub(), &mut |download| bar.report(download))?))
+    let located = hub::locate(path, revision, &env::hub(), &mut |download| bar.report(download));
+    located.map(Some).map_err(|error| match error {
+        // A mistyped path looks like a name.
+        tilewise_engine::Error::Hub { .. } => CliError::Failed(format!(
+            "there is no folder {} here; as a model of the hub: {error}",
+            path.display()
+        )),
+        other => other.into(),
+    })
 }
 
 /// Prints what a model's files say that is set aside.

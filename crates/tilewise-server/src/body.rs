@@ -58,7 +58,7 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
     if media.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    let message = "the body must be JSON with the content type application/json";
+    let message = "the body must be JSON: send the header content-type: application/json";
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing())
 }
 

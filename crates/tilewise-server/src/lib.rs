@@ -1,4 +1,4 @@
-//! HTTP over the engine: OpenAI's protocol, and that of an SGLang worker.
+//! HTTP over the engine: OpenAI's, Anthropic's and Ollama's protocols, and that of an SGLang worker.
 //!
 //! ```no_run
 //! use tilewise_engine::model::ModelSource;

@@ -83,7 +83,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
 pub(crate) enum SamplingDefaults {
     /// Those of the model's generation_config.json
     Model,
-    /// None
+    /// The most probable token in a terminal; OpenAI's, with temperature 1, in a server
     None,
 }
 

@@ -164,9 +164,10 @@ fn print(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     let tied = if report.tied_embeddings { "tied" } else { "own output matrix" };
     writeln!(out, "vocabulary    {} tokens, {tied}", report.vocab_size)?;
     let tokenizer = match report.tokenizer_tokens {
-        None => {
-            report.problems.first().map_or_else(|| "none".to_owned(), |why| format!("cannot be used: {why}"))
-        }
+        None => report.problems.first().map_or_else(
+            || "none: text and serve need tokenizer.json".to_owned(),
+            |why| format!("cannot be used: {why}"),
+        ),
         Some(tokens) => {
             format!("{tokens} tokens, {} chat template", if report.chat_template { "with" } else { "no" })
         }

@@ -64,6 +64,6 @@ fn card(app: &App) -> ModelCard {
         object: "model",
         created: app.created,
         owned_by: "sglang",
-        max_model_len: app.model.config.max_positions,
+        max_model_len: app.max_tokens(),
     }
 }

@@ -24,8 +24,13 @@ impl Interrupt {
         let state = Arc::new(AtomicU8::new(IDLE));
         let (seen, runtime) =
             (state.clone(), tokio::runtime::Builder::new_current_thread().enable_io().build()?);
+        // Before anything else: a line editor puts back, after each line, the handler that it found.
+        let mut interrupts = {
+            let _context = runtime.enter();
+            interrupts()?
+        };
         let listen = async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
+            while interrupts.recv().await.is_some() {
                 let stopped = seen.compare_exchange(ANSWERING, ASKED, Ordering::Relaxed, Ordering::Relaxed);
                 if stopped == Err(IDLE) && !has_editor {
                     std::process::exit(EXIT_CODE);
@@ -41,6 +46,16 @@ impl Interrupt {
         self.0.store(ANSWERING, Ordering::Relaxed);
         Answering(&self.0)
     }
+}
+
+#[cfg(unix)]
+fn interrupts() -> std::io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+}
+
+#[cfg(windows)]
+fn interrupts() -> std::io::Result<tokio::signal::windows::CtrlC> {
+    tokio::signal::windows::ctrl_c()
 }
 
 /// An answer that may be stopped.

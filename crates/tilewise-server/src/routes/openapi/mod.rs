@@ -23,7 +23,7 @@ use crate::state::App;
 /// The description as it is derived.
 #[derive(utoipa::OpenApi)]
 #[openapi(
-    info(title = "Tilewise", description = "OpenAI's protocol, and that of an SGLang worker."),
+    info(title = "Tilewise", description = "OpenAI's, Anthropic's and Ollama's protocols, and that of an SGLang worker."),
     paths(
         health::health, health::health_generate, models::models, models::model, chat::chat, completions::completions,
         responses::responses, messages::messages, messages::count_tokens, ollama::chat, ollama::generate,
