@@ -96,14 +96,15 @@ impl ChatFormat {
     ///
     /// # Errors
     /// [`Error::Template`] with the template's own words, [`Error::Unsupported`] for tools that the template does not
-    /// show or whose calls cannot be read, [`Error::Value`] for a variable that is not the conversation's to set.
+    /// show or whose calls cannot be read, [`Error::Value`] for a variable that is not the conversation's to set, or an
+    /// expression where a call is required.
     pub fn prepare(&self, template: &ChatTemplate, conversation: &Conversation) -> Result<Prompt> {
         let Conversation { tools, options, grammar, .. } = conversation;
         let shows_tools = template.reads("tools") && self.reads_calls;
         if !tools.is_empty() && !shows_tools {
             return Err(Error::unsupported("tools", "the model's chat template has no tools"));
         }
-        let grammar = tools.grammar(grammar.clone());
+        let grammar = tools.grammar(grammar.clone())?;
         let text = render(template, conversation)?;
         let continued = conversation.continues.then(|| last_words(&conversation.messages));
         let reasoning = self.reasoning.map(|tags| {

@@ -94,9 +94,16 @@ impl Tools {
         self.functions.iter().map(|function| function.name.clone()).collect()
     }
 
-    /// What a text obeys whose words obey `words`: a call, where one has to be made; calls or the words, where it may.
-    pub(super) fn grammar(&self, words: Option<Grammar>) -> Option<Grammar> {
-        match (&self.called, words) {
+    /// What a text obeys whose words obey `words`: a call, where one has to be made, for then nothing is said; calls or the
+    /// words, where it may.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an expression that the whole text has to match where it has to be a call.
+    pub(super) fn grammar(&self, words: Option<Grammar>) -> Result<Option<Grammar>> {
+        Ok(match (&self.called, words) {
+            (Some(_), Some(Grammar::Regex(_) | Grammar::Lark(_))) => {
+                return Err(Error::value("regex", "left out where a call is required", "one"));
+            }
             (Some(called), _) => Some(Grammar::Calls {
                 functions: called.clone(),
                 several: self.parallel.unwrap_or(false),
@@ -112,7 +119,7 @@ impl Tools {
                 })
             }
             (None, words) => words,
-        }
+        })
     }
 
     pub(super) fn one_call(&self) -> bool {

@@ -100,6 +100,7 @@ fn tools_that_mean_nothing_are_refused() {
         (json!({ "tools": [{ "type": "function", "function": { "name": "a b" } }] }), "tools"),
         (json!({ "tools": [{ "type": "browser" }] }), "tools[0].type"),
         (json!({ "tools": vec![tool("f"); 200] }), "tools"),
+        (json!({ "regex": "yes|no" }), "regex"),
     ] {
         let mut asked = body(&json!("required"));
         asked.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
