@@ -10,10 +10,11 @@ from harness import BINARY, PATIENCE
 
 
 class Terminal:
-    """A program in a terminal of its own, and what it wrote."""
+    """A program in a terminal of its own, what it wrote, and how much of that was looked at."""
 
     def __init__(self, command, **environment):
         self.said = ""
+        self.seen = 0
         self.child, self.file = pty.fork()
         if self.child == 0:
             os.execve(command[0], command, {**os.environ, "TERM": "xterm", **environment})
@@ -22,16 +23,16 @@ class Terminal:
         os.write(self.file, text.encode())
 
     def wait_for(self, words):
-        """Reads on until these words come; returns what came with them."""
-        end, start = time.monotonic() + PATIENCE, len(self.said)
-        while words not in self.said[start:]:
-            assert time.monotonic() < end, f"{words!r} is not in {self.said[start:]!r}"
+        """Reads on until these words come after those of the last call."""
+        end = time.monotonic() + PATIENCE
+        while (found := self.said.find(words, self.seen)) < 0:
+            assert time.monotonic() < end, f"{words!r} is not in {self.said[self.seen:]!r}"
             if select.select([self.file], [], [], 0.1)[0]:
                 try:
                     self.said += os.read(self.file, 4096).decode(errors="replace")
                 except OSError:
                     raise AssertionError(f"it ended: {self.said[-2000:]!r}") from None
-        return self.said[start:]
+        self.seen = found + len(words)
 
     def __enter__(self):
         return self
