@@ -9,6 +9,13 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 pub(crate) enum CliError {
     /// The command line means nothing: exit code 2.
     Usage(String),
+    /// A value that the library refuses: exit code 2. [`CliError::with_flag`] calls it as the command line does.
+    Value {
+        /// The library's name for it.
+        name: &'static str,
+        /// What it must be and was.
+        why: String,
+    },
     /// It could not be done: exit code 1.
     Failed(String),
     /// Nobody reads the output any more.
@@ -18,17 +25,31 @@ pub(crate) enum CliError {
 impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Value { .. } => 2,
             Self::Failed(_) => 1,
             Self::Closed => 0,
         }
     }
+
+    /// The same with the flag of this command in place of a value's name, if it has one for it.
+    pub(crate) fn with_flag(self, command: &clap::Command) -> Self {
+        let Self::Value { name, why } = self else { return self };
+        let flag = name.trim_start_matches("num_").replace('_', "-");
+        let has_flag = command.get_arguments().any(|arg| arg.get_long() == Some(&flag));
+        Self::Usage(if has_flag { format!("--{flag} {why}") } else { format!("{name} {why}") })
+    }
+}
+
+/// What a value must be and was.
+fn must_be(expected: &str, got: &str) -> String {
+    format!("must be {expected}, got {got}")
 }
 
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(why) | Self::Failed(why) => f.write_str(why),
+            Self::Value { name, why } => write!(f, "{name} {why}"),
             Self::Closed => f.write_str("the output was closed"),
         }
     }
@@ -37,7 +58,9 @@ impl fmt::Display for CliError {
 impl From<tilewise::Error> for CliError {
     fn from(error: tilewise::Error) -> Self {
         match error {
-            tilewise::Error::Value { .. } => Self::Usage(error.to_string()),
+            tilewise::Error::Value { name, expected, got } => {
+                Self::Value { name, why: must_be(expected, &got) }
+            }
             _ => Self::Failed(error.to_string()),
         }
     }
@@ -47,9 +70,12 @@ impl From<tilewise_engine::Error> for CliError {
     fn from(error: tilewise_engine::Error) -> Self {
         match error {
             tilewise_engine::Error::Device(error) => error.into(),
-            tilewise_engine::Error::Value { .. }
-            | tilewise_engine::Error::TooLong { .. }
-            | tilewise_engine::Error::Grammar(_) => Self::Usage(error.to_string()),
+            tilewise_engine::Error::Value { name, expected, got } => {
+                Self::Value { name, why: must_be(&expected, &got) }
+            }
+            tilewise_engine::Error::TooLong { .. } | tilewise_engine::Error::Grammar(_) => {
+                Self::Usage(error.to_string())
+            }
             _ => Self::Failed(error.to_string()),
         }
     }
@@ -60,6 +86,9 @@ impl From<tilewise_server::ServerError> for CliError {
         match error {
             tilewise_server::ServerError::Model(error) => error.into(),
             tilewise_server::ServerError::Config(why) => Self::Usage(why),
+            tilewise_server::ServerError::Listen { .. } => {
+                Self::Failed(format!("{error}; choose another --port (0 takes a free one) or --host"))
+            }
             _ => Self::Failed(error.to_string()),
         }
     }

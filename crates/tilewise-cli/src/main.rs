@@ -18,6 +18,7 @@ use error::CliError;
 
 fn main() -> ExitCode {
     let environment = env::Environment::read();
+    let named = args::named(&environment.args);
     let result = match args::parse(environment.args) {
         Ok(command) => run(command, environment.api_key),
         // Whoever says nothing asks for help too.
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         // Whoever read the output has closed it, and with it any interest in the rest.
         Ok(()) | Err(CliError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
+            let error = error.with_flag(&named);
             eprintln!("tilewise: {error}");
             ExitCode::from(error.exit_code())
         }

@@ -24,6 +24,10 @@ pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError
             "tilewise: note: --threads {threads} is more than there are cores, {cores}: threads that share a core are slower"
         );
     }
+    if device.caps().software {
+        let name = &device.caps().name;
+        eprintln!("tilewise: note: {name} is a processor that plays a GPU: --device cpu is faster");
+    }
     Ok(device)
 }
 

@@ -54,10 +54,13 @@ fn a_turn_follows_those_before_and_their_prefix_is_not_computed_again() {
 
 #[test]
 fn commands_are_no_turns() {
-    let output = piped(&["chat", "--max-new-tokens", "4"], &format!("/help\n/fly\n/exit\n{ASKS}\n"));
+    let output =
+        piped(&["chat", "--max-new-tokens", "4"], &format!("/help\n/fly\n/clear now\n/bye\n{ASKS}\n"));
     assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stdout));
     let stderr = text(&output.stderr);
-    for words in ["/help", "/clear", "/exit", "Ctrl-C", "there is no command /fly"] {
+    for words in
+        ["/help", "/clear", "/exit", "Ctrl-C", "there is no command /fly", "there is no command /clear now"]
+    {
         assert!(stderr.contains(words), "{stderr}");
     }
 }

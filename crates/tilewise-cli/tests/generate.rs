@@ -34,6 +34,16 @@ fn the_embedded_model_continues_python() {
 }
 
 #[test]
+fn a_text_ends_where_the_context_does() {
+    let prompt = ["5"; 1020].join(",");
+    for most in ["100000", "-1"] {
+        let json = &run_json(&["generate", "--token-ids", &prompt, "-n", most, "--format", "json"])[0];
+        assert_eq!(json["output_ids"].as_array().unwrap().len(), 4, "{json}");
+        assert_eq!(json["finish_reason"], "length");
+    }
+}
+
+#[test]
 fn generate_ends_before_a_stop_string_and_at_the_token_that_completes_it() {
     let args = |stop: &str| {
         let json = &run_json(&[

@@ -80,7 +80,7 @@ fn drafts_are_reported_and_change_no_token_count() {
         assert_eq!(report["output_tokens"], json!(90));
         assert!(run(&args).contains("Drafts. "));
     }
-    refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 2, &["max_drafts"]);
+    refused(&["bench-serving-offline", "--speculate", "lookup", "--max-drafts", "0"], 2, &["--max-drafts"]);
     let embedded = ["bench-serving-offline", "--speculate", "embedded", "--draft-branches", "2"];
     refused(&embedded, 2, &["branches"]);
     refused(&["bench-serving-offline", "--speculate", "/no/such/folder"], 1, &["/no/such/folder"]);

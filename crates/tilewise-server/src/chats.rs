@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tilewise_engine::Grammar;
+use tilewise_engine::Error;
 use tilewise_engine::chat::{Conversation, OutputReader, Said, Thinking};
 use tilewise_engine::tokenizer::ChatTemplate;
 use utoipa::ToSchema;
@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::error::ApiError;
 use crate::fields::Usage;
 use crate::generation::{Batch, End, Generation, News, Token};
+use crate::grammars::Form;
 use crate::prompt::{check_length, encode};
 use crate::sampling::{Ask, Sampling};
 use crate::sse::Events;
@@ -51,6 +52,8 @@ pub(crate) struct ChatAsk {
     pub(crate) cache_salt: Option<String>,
     /// The field that the conversation came in.
     pub(crate) field: &'static str,
+    /// The field of the conversation's grammar.
+    pub(crate) form_field: &'static str,
 }
 
 /// What is new of an answer.
@@ -74,12 +77,16 @@ impl ChatAsk {
     ///
     /// # Errors
     /// 400 that names the field.
-    pub(crate) fn prompt(&self, app: &App) -> Result<(Vec<u32>, Option<Grammar>, OutputReader), ApiError> {
-        let invalid = |error| ApiError::refused(&error, self.field);
+    pub(crate) fn prompt(&self, app: &App) -> Result<(Vec<u32>, Option<Form>, OutputReader), ApiError> {
+        let invalid = |error: Error| match error {
+            Error::Grammar(_) => ApiError::refused(&error, self.form_field),
+            _ => ApiError::refused(&error, self.field),
+        };
         let template: &ChatTemplate = app.model.tokenizer.chat_template().map_err(invalid)?;
         let prompt = app.model.format.prepare(template, &self.conversation).map_err(invalid)?;
         check_length(app, &prompt.text, self.field)?;
-        Ok((encode(app, &prompt.text, false, self.field)?, prompt.grammar, prompt.reader))
+        let form = prompt.grammar.map(|grammar| Form { field: self.form_field, grammar });
+        Ok((encode(app, &prompt.text, false, self.field)?, form, prompt.reader))
     }
 
     /// What the engine is asked, and what reads its answer.
@@ -87,8 +94,8 @@ impl ChatAsk {
     /// # Errors
     /// 400 that names the field.
     fn prepare(&self, app: &App) -> Result<(Ask, OutputReader), ApiError> {
-        let (ids, grammar, reader) = self.prompt(app)?;
-        let mut ask = self.sampling.ask(app, ids, self.field, grammar)?;
+        let (ids, form, reader) = self.prompt(app)?;
+        let mut ask = self.sampling.ask(app, ids, self.field, form)?;
         ask.request.cache_salt.clone_from(&self.cache_salt);
         Ok((ask, reader))
     }

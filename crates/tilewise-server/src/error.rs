@@ -183,7 +183,12 @@ impl ApiError {
         self
     }
 
-    /// The error of a request that cannot run; `prompt` is the field that its text came in.
+    /// A grammar that is none, or that cannot be followed; `field` is where it came from.
+    pub(crate) fn ungrammatical(field: &str, message: impl Into<String>) -> Self {
+        Self::param(field, message).code("invalid_grammar")
+    }
+
+    /// The error of a request that cannot run; `prompt` is the field that its text, or its grammar, came in.
     pub(crate) fn refused(error: &Error, prompt: &str) -> Self {
         let message = error.to_string();
         match error {
@@ -194,7 +199,7 @@ impl ApiError {
                 Self::too_long(*available, &format!("your request needs {needed} tokens"), prompt)
             }
             Error::Tools(_) => Self::param("tools", message),
-            Error::Grammar(_) => Self::param("response_format", message).code("invalid_grammar"),
+            Error::Grammar(_) => Self::ungrammatical(prompt, message),
             Error::Template(_) | Error::Tokenizer(_) => Self::param(prompt, message),
             Error::Unsupported { what, .. } => Self::unsupported(what, message),
             // These name files.

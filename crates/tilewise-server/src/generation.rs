@@ -100,6 +100,8 @@ pub(crate) struct Generation {
     updates: Updates,
     completions: Vec<Option<Completion>>,
     stop_ids: HashSet<u32>,
+    /// The field of the grammar.
+    form: Option<&'static str>,
     news: VecDeque<News>,
     abortable: Option<Abortable>,
     pub(crate) prompt: Vec<u32>,
@@ -146,8 +148,8 @@ impl Generation {
         let (started, room) = (Instant::now(), Arc::new(room));
         let mut asks: Vec<(Ask, Abortable)> =
             asks.into_iter().map(|ask| (ask, app.abortable(name.to_owned()))).collect();
-        if let Some(grammar) = asks.iter_mut().find_map(|(ask, _)| ask.grammar.take()) {
-            let compiled = grammars::compile(app, &room, grammar).await?;
+        if let Some(form) = asks.iter().find_map(|(ask, _)| ask.form.clone()) {
+            let compiled = grammars::compile(app, &room, form).await?;
             asks.iter_mut().for_each(|(ask, _)| ask.request.grammar = Some(compiled.clone()));
         }
         let submit = |(ask, abortable)| Self::submit(app, ask, abortable, started, &room);
@@ -159,7 +161,7 @@ impl Generation {
     }
 
     fn submit(app: &Arc<App>, ask: Ask, abortable: Abortable, started: Instant, room: &Arc<Room>) -> Self {
-        let Ask { request, stop, .. } = ask;
+        let Ask { request, stop, form } = ask;
         let (prompt, n) = (request.prompt.clone(), request.n);
         let mut stop_ids: HashSet<u32> = request.stop_ids.iter().copied().collect();
         if !request.ignore_eos {
@@ -171,6 +173,7 @@ impl Generation {
             updates: app.worker.submit(request),
             completions: (0..n).map(|_| completion()).collect(),
             stop_ids,
+            form: form.map(|form| form.field),
             news: VecDeque::new(),
             abortable: Some(abortable),
             prompt,
@@ -315,7 +318,7 @@ impl Generation {
             FinishReason::Length | FinishReason::Ended => End::Length,
             FinishReason::Ungrammatical(why) => {
                 let message = format!("the grammar cannot be followed: {why}");
-                return Err(ApiError::param("response_format", message).code("invalid_grammar"));
+                return Err(ApiError::ungrammatical(self.form.unwrap_or_default(), message));
             }
             FinishReason::Failed(why) => {
                 return Err(ApiError::internal(format!("generation ended early: {why}")));

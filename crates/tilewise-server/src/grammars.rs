@@ -55,76 +55,91 @@ pub(crate) struct NamedSchema {
     strict: Option<bool>,
 }
 
+/// What a text has to obey, and the field that says so.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Form {
+    pub(crate) field: &'static str,
+    pub(crate) grammar: Grammar,
+}
+
+impl Form {
+    /// The field and its grammar. Where no field says anything, only calls of tools have a grammar.
+    pub(crate) fn parts(form: Option<Self>) -> (&'static str, Option<Grammar>) {
+        form.map_or(("tools", None), |form| (form.field, Some(form.grammar)))
+    }
+}
+
 impl NamedSchema {
-    /// Its grammar.
+    /// Its form.
     ///
     /// # Errors
     /// 400 for a schema that is none or too large.
-    pub(crate) fn grammar(self, field: &str) -> Result<Grammar, ApiError> {
+    pub(crate) fn form(self, field: &'static str) -> Result<Form, ApiError> {
         let missing = || ApiError::param(field, format!("{field} needs a schema"));
         let value = self.schema.ok_or_else(missing)?;
         check(field, &value)?;
-        Ok(match self.strict {
+        let grammar = match self.strict {
             Some(true) => Grammar::StrictJsonSchema(value),
             _ => Grammar::JsonSchema(value),
-        })
+        };
+        Ok(Form { field, grammar })
     }
 }
 
 impl ResponseFormat {
-    /// Its grammar, if it has one.
+    /// The form, if it is one.
     ///
     /// # Errors
-    /// As [`NamedSchema::grammar`].
-    pub(crate) fn grammar(self, field: &str) -> Result<Option<Grammar>, ApiError> {
+    /// As [`NamedSchema::form`].
+    pub(crate) fn form(self, field: &'static str) -> Result<Option<Form>, ApiError> {
         match self {
             Self::Text {} => Ok(None),
-            Self::JsonObject { schema: None } => Ok(Some(any_object())),
+            Self::JsonObject { schema: None } => Ok(Some(any_object(field))),
             Self::JsonObject { schema: Some(value) } => schema(field, value).map(Some),
-            Self::JsonSchema { json_schema } => json_schema.grammar(field).map(Some),
+            Self::JsonSchema { json_schema } => json_schema.form(field).map(Some),
         }
     }
 }
 
 impl TextFormat {
-    /// As [`ResponseFormat::grammar`].
+    /// As [`ResponseFormat::form`].
     ///
     /// # Errors
     /// Likewise.
-    pub(crate) fn grammar(self, field: &str) -> Result<Option<Grammar>, ApiError> {
+    pub(crate) fn form(self, field: &'static str) -> Result<Option<Form>, ApiError> {
         match self {
             Self::Text {} => Ok(None),
-            Self::JsonObject {} => Ok(Some(any_object())),
-            Self::JsonSchema(schema) => schema.grammar(field).map(Some),
+            Self::JsonObject {} => Ok(Some(any_object(field))),
+            Self::JsonSchema(schema) => schema.form(field).map(Some),
         }
     }
 }
 
 /// JSON that is an object.
-pub(crate) fn any_object() -> Grammar {
-    Grammar::JsonSchema(json!({ "type": "object" }))
+fn any_object(field: &'static str) -> Form {
+    Form { field, grammar: Grammar::JsonSchema(json!({ "type": "object" })) }
 }
 
-/// The grammar of a form as Ollama writes it: `json`, or the schema itself.
+/// A form as Ollama writes it: `json`, or the schema itself.
 ///
 /// # Errors
 /// As [`schema`].
-pub(crate) fn bare_format(field: &str, format: Option<&Value>) -> Result<Option<Grammar>, ApiError> {
+pub(crate) fn bare_format(field: &'static str, format: Option<&Value>) -> Result<Option<Form>, ApiError> {
     match format {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(word)) if word.is_empty() => Ok(None),
-        Some(Value::String(word)) if word == "json" => Ok(Some(any_object())),
+        Some(Value::String(word)) if word == "json" => Ok(Some(any_object(field))),
         Some(value) => schema(field, value.clone()).map(Some),
     }
 }
 
-/// The grammar of a schema.
+/// JSON that a schema describes.
 ///
 /// # Errors
 /// 400 for one that is none or too large.
-pub(crate) fn schema(field: &str, schema: Value) -> Result<Grammar, ApiError> {
+fn schema(field: &'static str, schema: Value) -> Result<Form, ApiError> {
     check(field, &schema)?;
-    Ok(Grammar::JsonSchema(schema))
+    Ok(Form { field, grammar: Grammar::JsonSchema(schema) })
 }
 
 fn check(field: &str, schema: &Value) -> Result<(), ApiError> {
@@ -135,23 +150,23 @@ fn check(field: &str, schema: &Value) -> Result<(), ApiError> {
     check_multiples(schema).map_err(|why| ApiError::param(field, format!("{field}: {why}")))
 }
 
-/// The grammar of a schema that is written as text.
+/// JSON that a schema describes which is written as text.
 ///
 /// # Errors
 /// As [`schema`].
-pub(crate) fn schema_text(field: &str, text: &str) -> Result<Grammar, ApiError> {
+pub(crate) fn schema_text(field: &'static str, text: &str) -> Result<Form, ApiError> {
     check_size(field, text)?;
     let value = serde_json::from_str(text);
     schema(field, value.map_err(|error| ApiError::param(field, format!("{field} is no JSON: {error}")))?)
 }
 
-/// The grammar of a regular expression.
+/// Text that a regular expression matches.
 ///
 /// # Errors
 /// 400 for one that is too large.
-pub(crate) fn regex(field: &str, regex: &str) -> Result<Grammar, ApiError> {
+pub(crate) fn regex(field: &'static str, regex: &str) -> Result<Form, ApiError> {
     check_size(field, regex)?;
-    Ok(Grammar::Regex(regex.to_owned()))
+    Ok(Form { field, grammar: Grammar::Regex(regex.to_owned()) })
 }
 
 /// Compiles the grammar of a request, which keeps its room meanwhile, beside the engine.
@@ -159,19 +174,19 @@ pub(crate) fn regex(field: &str, regex: &str) -> Result<Grammar, ApiError> {
 /// One at a time: each takes a core from the engine for as long as it takes.
 ///
 /// # Errors
-/// 400 for one that cannot be compiled.
+/// 400 for one that cannot be compiled, which names its field.
 pub(crate) async fn compile(
     app: &Arc<App>,
     room: &Arc<Room>,
-    grammar: Grammar,
+    form: Form,
 ) -> Result<CompiledGrammar, ApiError> {
     let turn = app.compiling.clone().acquire_owned().await;
     let (app, room) = (app.clone(), room.clone());
     blocking(move || {
-        let compiled = app.model.grammars.compile(&grammar);
+        let compiled = app.model.grammars.compile(&form.grammar);
         // Whoever asked may have gone meanwhile, and taken their hands off both.
         drop((turn, room));
-        compiled.map_err(|error| ApiError::refused(&error, "response_format"))
+        compiled.map_err(|error| ApiError::refused(&error, form.field))
     })
     .await
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use tilewise_engine::{GenerateRequest, Grammar, MAX_COMPLETIONS, SamplingParams};
+use tilewise_engine::{GenerateRequest, MAX_COMPLETIONS, SamplingParams};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
-use crate::grammars::{self, ResponseFormat};
+use crate::grammars::{self, Form, ResponseFormat};
 use crate::state::App;
 
 /// Strings that may end a text, and the bytes that they may have together: each token is compared with all of them.
@@ -79,7 +79,7 @@ pub(crate) struct Ask {
     pub(crate) request: GenerateRequest,
     pub(crate) stop: Vec<String>,
     /// What the text has to obey, which is still to be compiled.
-    pub(crate) grammar: Option<Grammar>,
+    pub(crate) form: Option<Form>,
 }
 
 impl SamplingFields {
@@ -98,9 +98,9 @@ impl SamplingFields {
     ///
     /// # Errors
     /// 400 that names the field, and for several.
-    pub(crate) fn grammar(&self, other: Option<Grammar>) -> Result<Option<Grammar>, ApiError> {
+    pub(crate) fn form(&self, other: Option<Form>) -> Result<Option<Form>, ApiError> {
         let format = self.response_format.clone();
-        let format = format.map(|format| format.grammar("response_format")).transpose()?.flatten();
+        let format = format.map(|format| format.form("response_format")).transpose()?.flatten();
         let schema = self.json_schema.as_deref();
         let schema = schema.map(|text| grammars::schema_text("json_schema", text)).transpose()?;
         let regex = self.regex.as_deref().map(|regex| grammars::regex("regex", regex)).transpose()?;
@@ -108,7 +108,7 @@ impl SamplingFields {
         let first = given.next();
         match given.next() {
             None => Ok(first),
-            Some(_) => Err(ApiError::param("response_format", "a text can obey one grammar only")),
+            Some(second) => Err(ApiError::param(second.field, "a text can obey one grammar only")),
         }
     }
 
@@ -179,7 +179,7 @@ impl SamplingFields {
 }
 
 impl Sampling {
-    /// What the engine is asked. `prompt_field` is where the prompt came from, `grammar` what the text has to obey.
+    /// What the engine is asked. `prompt_field` is where the prompt came from, `form` what the text has to obey.
     ///
     /// # Errors
     /// 400 that names the field.
@@ -188,7 +188,7 @@ impl Sampling {
         app: &App,
         prompt: Vec<u32>,
         prompt_field: &str,
-        grammar: Option<Grammar>,
+        form: Option<Form>,
     ) -> Result<Ask, ApiError> {
         let stop = self.fields.stops()?;
         let max_new_tokens = self.max_new_tokens(app, prompt.len(), prompt_field)?;
@@ -205,7 +205,7 @@ impl Sampling {
         request.ignore_eos = self.fields.ignore_eos.unwrap_or(false);
         let invalid = |error| ApiError::refused(&error, prompt_field);
         request.validate(app.model.config.vocab_size).map_err(invalid)?;
-        Ok(Ask { request, stop, grammar })
+        Ok(Ask { request, stop, form })
     }
 
     /// Tokens to generate at most: those that are asked for, as far as there is room for them.

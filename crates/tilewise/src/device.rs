@@ -21,6 +21,8 @@ pub struct DeviceCaps {
     /// What matrix units round queries, weights of softmax and inputs of linear layers to, where keys and weights are
     /// of 16 bits; `None` where all arithmetic is f32.
     pub rounds_to: Option<DType>,
+    /// Whether it is a processor that plays a GPU.
+    pub software: bool,
 }
 
 /// What a device does at best, in loops that do nothing else.

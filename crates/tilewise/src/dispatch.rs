@@ -153,10 +153,10 @@ impl DispatchPolicy {
     /// # Errors
     /// [`Error::Value`] if there is none of that name.
     pub fn kernel(&self, name: &str) -> Result<usize> {
-        self.kernels.iter().position(|kernel| kernel.name == name).ok_or_else(|| Error::Value {
-            name: "kernel",
-            expected: "one of the device's kernels",
-            got: name.to_owned(),
+        self.kernels.iter().position(|kernel| kernel.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.kernels.iter().map(|kernel| kernel.name).collect();
+            let got = format!("{name}: there are {}", names.join(", "));
+            Error::Value { name: "kernel", expected: "one of the device's kernels", got }
         })
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct SpeculationArgs {
     /// Guesses of a sequence that are verified side by side at most, by lookup
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) draft_branches: usize,
-    /// Always guess as many, in place of as many as pay
+    /// Guess --max-drafts tokens each time; unless given, fewer where guesses are often wrong
     #[arg(long)]
     pub(crate) fixed_drafts: bool,
 }
@@ -113,8 +113,8 @@ pub(crate) struct EngineArgs {
     /// Tokens that one step computes at most
     #[arg(long, default_value_t = 2048, value_name = "N")]
     pub(crate) chunked_prefill_size: usize,
-    /// Prompts slow requests that generate down so many times at most; off lets them take whole steps. Unless given, 2
-    /// where requests are served, and off where they are measured
+    /// How many times slower a step may become for requests that generate when it computes prompts too; off sets no bound.
+    /// Unless given, 2 with serve and off with benchmarks
     #[arg(long, value_parser = slowdown, value_name = "X|off")]
     pub(crate) decode_slowdown: Option<Slowdown>,
     /// Tokens that the cache holds; as many as fit unless given

@@ -73,6 +73,16 @@ pub(crate) enum Bench {
 /// The element types that models and kernels take.
 const TYPES: &str = "f32|f16|bf16";
 
+/// The command that a command line names, as far as it names one.
+pub(crate) fn named(args: &[OsString]) -> clap::Command {
+    let mut command = command();
+    for word in args.iter().skip(1) {
+        let Some(inner) = command.find_subcommand(word) else { break };
+        command = inner.clone();
+    }
+    command
+}
+
 /// Reads a command line.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
     CommandLine::try_parse_from(args).map(|line| line.command)

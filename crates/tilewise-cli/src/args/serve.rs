@@ -24,7 +24,8 @@ pub(crate) struct ServeArgs {
     /// Port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000, value_name = "N")]
     pub(crate) port: u16,
-    /// What clients have to present as a bearer token; TILEWISE_API_KEY is the same, and no other process sees it
+    /// Key that clients have to send as a bearer token. The variable TILEWISE_API_KEY sets it too, and keeps it out of the
+    /// list of processes
     #[arg(long, value_name = "KEY")]
     pub(crate) api_key: Option<String>,
     /// Let others than this machine in without a key
@@ -36,7 +37,8 @@ pub(crate) struct ServeArgs {
     /// How tool calls are written; what the chat template shows unless given
     #[arg(long, value_name = "qwen")]
     pub(crate) tool_call_parser: Option<String>,
-    /// How reasoning is written, by the router's name for it, likewise
+    /// How reasoning is written, by the name that sglang-router has for it, such as qwen3; what the chat template shows
+    /// unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) reasoning_parser: Option<String>,
     /// Whose sampling parameters count where a request says nothing: the model's, from its generation_config.json, or

@@ -22,6 +22,16 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| format!("{text:?} is no size, such as 512M or 16G"))
 }
 
+/// Parses a number of tokens to generate at most; -1, as clients of servers send it, is no limit.
+pub(super) fn most_tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("one token at least is generated".to_owned()),
+        Ok(most) => Ok(most),
+        Err(_) if text == "-1" => Ok(usize::MAX),
+        Err(_) => Err("must be a number of tokens, or -1 for as many as there is room for".to_owned()),
+    }
+}
+
 /// An element type of weights, or that of the file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WeightDType(pub(crate) Option<DType>);

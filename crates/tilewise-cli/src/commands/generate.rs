@@ -24,6 +24,8 @@ struct Prompt {
     /// `None` where a folder has none: token ids can still be continued.
     tokenizer: Option<Tokenizer>,
     grammar: Option<Grammar>,
+    /// What of the files is set aside.
+    notes: Vec<String>,
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
@@ -37,8 +39,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let source = model::source(&run.model)?;
     let sizes = source.config()?;
     let sampling = run.sampling.params(&sizes.sampling_defaults)?;
-    let Prompt { ids, tokenizer, grammar } = read_prompt(args, &source)?;
-    model::print_notes(tokenizer.as_ref().map_or(&[], Tokenizer::notes));
+    let Prompt { ids, tokenizer, grammar, notes } = read_prompt(args, &source)?;
     let max_new_tokens = max_new_tokens(args, ids.len(), sizes.max_positions)?;
     let kv = KvBudget::Tokens(ids.len() + max_new_tokens);
     let mut request = GenerateRequest::new(ids, max_new_tokens);
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     }
     let reader = Reader { tokenizer: tokenizer.as_ref(), text: TextStream::new(run.stop.clone()) };
     let mut engine = model::load(&device, &source, &completion::engine_config(run, kv)?)?;
+    model::print_notes(&notes);
     model::print_sampling(&run.sampling.of_model(&sizes.sampling_defaults));
     let mut stdout = std::io::stdout().lock();
     match run.format {
@@ -83,11 +85,8 @@ fn max_new_tokens(args: &GenerateArgs, prompt: usize, context: usize) -> Result<
         )));
     }
     match args.max_new_tokens {
-        Some(most) if most > room => Err(CliError::Usage(format!(
-            "--max-new-tokens must be at most {room} behind a prompt of {prompt} tokens, got {most}: the model's context \
-             holds {context}"
-        ))),
-        Some(most) => Ok(most),
+        // As in a server, the context ends a text that may be longer.
+        Some(most) => Ok(most.min(room)),
         None if args.chat => Ok(room),
         None => Ok(DEFAULT_NEW_TOKENS.min(room)),
     }
@@ -102,7 +101,12 @@ fn read_schema(path: &Path) -> Result<Grammar, CliError> {
 fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<Prompt, CliError> {
     let grammar = args.json_schema.as_deref().map(read_schema).transpose()?;
     if let Some(ids) = &args.token_ids {
-        return Ok(Prompt { ids: ids.clone(), tokenizer: source.tokenizer().ok(), grammar });
+        let read = source.has_tokenizer().then(|| source.tokenizer()).transpose();
+        let (tokenizer, notes) = match read {
+            Ok(tokenizer) => (tokenizer, Vec::new()),
+            Err(error) => (None, vec![format!("{error}; token ids are printed in place of text")]),
+        };
+        return Ok(Prompt { ids: ids.clone(), tokenizer, grammar, notes });
     }
     let text = read_text(args)?;
     if text.is_empty() {
@@ -123,11 +127,15 @@ fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<Prompt, CliE
     } else {
         (tokenizer.encode(&text, true)?, grammar)
     };
-    Ok(Prompt { ids, tokenizer: Some(tokenizer), grammar })
+    let notes = tokenizer.notes().to_vec();
+    Ok(Prompt { ids, tokenizer: Some(tokenizer), grammar, notes })
 }
 
 /// The prompt as text, from wherever the command line says.
 fn read_text(args: &GenerateArgs) -> Result<String, CliError> {
+    if let Some(text) = &args.prompt_text {
+        return Ok(text.clone());
+    }
     let (place, text) = match (&args.prompt_file, args.prompt.as_deref()) {
         (Some(file), _) => (file.display().to_string(), std::fs::read_to_string(file)),
         (None, None) if std::io::stdin().is_terminal() => {

@@ -39,9 +39,13 @@ def test_workers_are_registered_and_their_load_is_told(fleet):
     assert router.healthy() == {worker.url for worker in workers}
     models = requests.get(router.url + "/v1/models", timeout=5).json()
     assert [model["id"] for model in models["data"]] == [MODEL]
-    listed = requests.get(router.url + "/get_loads", timeout=5).json()
-    loads = listed.get("workers") or listed["loads"]
-    assert {load["worker"] for load in loads} == {worker.url for worker in workers}
+
+    def told():
+        listed = requests.get(router.url + "/get_loads", timeout=5).json()
+        return {load["worker"] for load in listed.get("workers") or listed["loads"]}
+
+    # A router asks its workers for their load now and then, one after the other.
+    wait_until(lambda: told() == {worker.url for worker in workers}, "all loads are told")
 
 
 def test_answers_come_through_whole_and_as_they_are_made(fleet):

@@ -21,7 +21,7 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, Ap
 #[utoipa::path(get, path = "/health_generate", tag = "server", responses((status = 200)))]
 pub(crate) async fn health_generate(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     let room = app.admit(1)?;
-    let ask = Ask { request: GenerateRequest::new(vec![0], 1), stop: Vec::new(), grammar: None };
+    let ask = Ask { request: GenerateRequest::new(vec![0], 1), stop: Vec::new(), form: None };
     let mut generation = Generation::start(&app, ask, room, "health", "prompt").await?;
     while let Some(news) = std::future::poll_fn(|cx| generation.poll_next(cx)).await {
         news?;

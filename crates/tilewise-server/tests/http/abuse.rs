@@ -228,13 +228,13 @@ fn lists_that_are_long_are_refused() {
 #[test]
 fn grammars_that_are_none_or_explode_are_refused_in_time() {
     let start = Instant::now();
-    refused(&json!({ "regex": "(" }), "response_format");
+    refused(&json!({ "regex": "(" }), "regex");
     refused(&json!({ "regex": "x".repeat(100_000) }), "regex");
     refused(&json!({ "json_schema": "{" }), "json_schema");
     refused(&json!({ "json_schema": "3" }), "json_schema");
-    refused(&json!({ "json_schema": "{\"type\":\"nonsense\"}" }), "response_format");
-    refused(&json!({ "json_schema": "{\"$ref\":\"http://127.0.0.1:1/schema\"}" }), "response_format");
-    refused(&json!({ "json_schema": "{\"$ref\":\"file:///etc/passwd\"}" }), "response_format");
+    refused(&json!({ "json_schema": "{\"type\":\"nonsense\"}" }), "json_schema");
+    refused(&json!({ "json_schema": "{\"$ref\":\"http://127.0.0.1:1/schema\"}" }), "json_schema");
+    refused(&json!({ "json_schema": "{\"$ref\":\"file:///etc/passwd\"}" }), "json_schema");
     for multiple in ["1000003", "0.1000003", "1e-30", "0", "-5"] {
         let schema = format!("{{\"type\":\"number\",\"multipleOf\":{multiple}}}");
         refused(&json!({ "json_schema": schema }), "json_schema");
@@ -245,14 +245,14 @@ fn grammars_that_are_none_or_explode_are_refused_in_time() {
     );
     let wide: Value = (0..1500).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
     let wide = json!({ "type": "object", "properties": wide }).to_string();
-    let error = server().refused(PATH, &json!({ "prompt": "x", "json_schema": wide }), "response_format");
+    let error = server().refused(PATH, &json!({ "prompt": "x", "json_schema": wide }), "json_schema");
     assert_eq!(error["code"], "invalid_grammar");
     let endless = "{\"$defs\":{\"a\":{\"$ref\":\"#/$defs/a\"}},\"$ref\":\"#/$defs/a\"}";
-    refused(&json!({ "json_schema": endless }), "response_format");
+    refused(&json!({ "json_schema": endless }), "json_schema");
     let error = server().refused(
         PATH,
         &json!({ "prompt": "x", "json_schema": format!("{{\"minimum\":-1{}}}", "0".repeat(300)) }),
-        "response_format",
+        "json_schema",
     );
     assert!(!error["message"].as_str().unwrap().contains("backtrace"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());

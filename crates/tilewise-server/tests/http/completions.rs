@@ -166,7 +166,7 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
         (json!({ "prompt": [4096] }), "prompt"),
         (json!({ "prompt": "" }), "prompt"),
         (json!({ "prompt": [] }), "prompt"),
-        (json!({ "regex": "a", "json_schema": "{}" }), "response_format"),
+        (json!({ "regex": "a", "json_schema": "{}" }), "regex"),
     ] {
         refused(fields, param);
     }

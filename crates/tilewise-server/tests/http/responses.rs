@@ -70,6 +70,10 @@ fn what_cannot_be_honoured_is_refused_by_its_name() {
             "input[0].content",
         ),
         (json!({ "input": [] }), "input"),
+        (
+            json!({ "text": { "format": { "type": "json_schema", "name": "n", "schema": { "type": "none" } } } }),
+            "text",
+        ),
         (json!({ "truncation": "auto" }), "truncation"),
         (json!({ "max_output_tokens": 0 }), "max_output_tokens"),
         (json!({ "colour": 1 }), "colour"),

@@ -20,26 +20,28 @@ pub(super) enum Line {
     Help,
     Clear,
     Exit,
-    /// A word behind a slash that is no command.
+    /// A word behind a slash that is no command, or a command with words behind it, which none has.
     Unknown(String),
 }
 
 impl Line {
     /// What a line means; `None` for one that is blank.
     fn read(text: &str) -> Option<Self> {
-        let word = text.trim();
-        Some(match word {
-            "" => return None,
-            "/help" => Self::Help,
+        Some(match text.trim_end() {
+            line if line.trim_start().is_empty() => return None,
+            "/help" | "/?" => Self::Help,
             "/clear" => Self::Clear,
-            "/exit" => Self::Exit,
-            // A path is a turn.
-            _ if word.strip_prefix('/').is_some_and(|word| word.bytes().all(|b| b.is_ascii_lowercase())) => {
-                Self::Unknown(word.to_owned())
-            }
+            "/exit" | "/quit" | "/bye" => Self::Exit,
+            line if names_a_command(line) => Self::Unknown(line.to_owned()),
             _ => Self::Turn(text.to_owned()),
         })
     }
+}
+
+/// Whether a line begins with a slash and a word of letters; one with a second slash is a path.
+fn names_a_command(line: &str) -> bool {
+    let word = line.strip_prefix('/').and_then(|line| line.split_whitespace().next());
+    word.is_some_and(|word| word.bytes().all(|b| b.is_ascii_lowercase()))
 }
 
 /// Where lines come from.
@@ -104,7 +106,10 @@ impl Lines {
                 }
                 Err(ReadlineError::Eof) => Ok(None),
                 // Ctrl-C forgets the line.
-                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+                Err(ReadlineError::Interrupted) => {
+                    eprintln!("(Ctrl-D or /exit ends)");
+                    Ok(Some(String::new()))
+                }
                 Err(error) => Err(terminal(&error)),
             },
         }
@@ -141,12 +146,19 @@ mod tests {
         for (text, line) in [
             ("", None),
             (" \t", None),
-            (" /help ", Some(Line::Help)),
+            ("/help ", Some(Line::Help)),
+            ("/?", Some(Line::Help)),
             ("/clear", Some(Line::Clear)),
             ("/exit", Some(Line::Exit)),
-            ("/quit", Some(Line::Unknown("/quit".to_owned()))),
+            ("/quit", Some(Line::Exit)),
+            ("/fly", Some(Line::Unknown("/fly".to_owned()))),
+            ("/clear now", Some(Line::Unknown("/clear now".to_owned()))),
+            ("/system Be brief.", Some(Line::Unknown("/system Be brief.".to_owned()))),
+            // A space says that it is meant for the model.
+            (" /help", turn(" /help")),
             ("/etc/hosts", turn("/etc/hosts")),
-            ("/help me", turn("/help me")),
+            ("/usr/bin is a folder", turn("/usr/bin is a folder")),
+            ("/", turn("/")),
             ("  x = 1\ny = 2", turn("  x = 1\ny = 2")),
         ] {
             assert_eq!(Line::read(text), line, "{text:?}");

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use tilewise_engine::KvBudget;
 use tilewise_engine::chat::Said;
+use tilewise_engine::model::ModelSource;
 
 use super::completion::{self, ABORTED};
 use crate::args::{ChatArgs, Format};
@@ -18,10 +19,11 @@ use interrupt::Interrupt;
 use lines::{Line, Lines};
 use session::{Answer, Session};
 
-const HELP: &str = "/help   says this
+const HELP: &str = "/help   says this; also /?
 /clear  begins a new conversation; --system is kept
-/exit   ends, as Ctrl-D does
-Ctrl-C stops an answer. Several lines that are pasted are one turn. Any other text is said to the model.";
+/exit   ends, as Ctrl-D, /quit and /bye do
+Ctrl-C stops an answer. Several lines that are pasted are one turn. Any other text is said to the model, and so is a line
+that begins with a space.";
 
 /// How a terminal is told to write dimly, and as before.
 const DIM: &str = "\x1b[2m";
@@ -44,18 +46,26 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     if is_terminal {
         let device = &device.caps().name;
         eprintln!("{} on {device}; /help says what there is besides text, Ctrl-D ends", source.name());
+        if matches!(source, ModelSource::Embedded(_)) {
+            eprintln!(
+                "This model is a toy that knows Python: \"Write a function that adds two numbers\". --model takes another."
+            );
+        }
     }
     while let Some(line) = lines.next()? {
         match line {
             Line::Help => eprintln!("{HELP}"),
             Line::Clear => session.clear(),
             Line::Exit => break,
-            Line::Unknown(word) => {
-                eprintln!("tilewise: there is no command {word}; /help says which there are");
+            Line::Unknown(line) => {
+                eprintln!(
+                    "tilewise: there is no command {line}; /help says which there are, and a space before it says it to the \
+                     model"
+                );
             }
             Line::Turn(text) => match say(&mut session, &mut engine, &text, args.run.format, &interrupt) {
                 // A conversation goes on without the turn; a script is told by the exit code.
-                Err(error @ (CliError::Failed(_) | CliError::Usage(_))) if is_terminal => {
+                Err(error) if is_terminal && !matches!(error, CliError::Closed) => {
                     eprintln!("tilewise: {error}");
                 }
                 other => other?,

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::chats::{ChatAsk, TemplateFields};
 use crate::error::ApiError;
+use crate::grammars::Form;
 use crate::messages::{Message, Turn};
 use crate::request::{RequestFields, request};
 use crate::sampling::{Sampling, SamplingFields};
@@ -66,18 +67,20 @@ impl ChatRequest {
         let choice = fields.tool_choice.clone().unwrap_or_default().0;
         let tools = functions(fields.tools.clone());
         let tools = Tools::new(tools, &choice, fields.parallel_tool_calls).map_err(invalid)?;
+        let (form_field, grammar) = Form::parts(self.sampling.form(None)?);
         Ok(ChatAsk {
             conversation: Conversation {
                 messages: self.messages()?,
                 tools,
                 options: self.template.options(app, None),
                 continues: self.continues()?,
-                grammar: self.sampling.grammar(None)?,
+                grammar,
                 keeps_reasoning: !fields.separate_reasoning.unwrap_or(true),
             },
             sampling: self.sampling()?,
             cache_salt: self.common.salt(),
             field: "messages",
+            form_field,
         })
     }
 

@@ -30,7 +30,7 @@ pub(crate) async fn completions(
     Body(request, _): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(request.common.model.as_deref())?;
-    let (sampling, grammar) = (request.sampling()?, request.sampling.grammar(None)?);
+    let (sampling, form) = (request.sampling()?, request.sampling.form(None)?);
     let fields = &request.completion;
     let missing = || ApiError::param("prompt", "prompt is missing").code("missing_field");
     let prompts = fields.prompt.clone().ok_or_else(missing)?.each("prompt")?;
@@ -41,7 +41,7 @@ pub(crate) async fn completions(
     let (room, asks) = blocking(move || {
         let ask = |prompt: crate::prompt::OnePrompt| {
             let prompt = prompt.encode(&worker, "prompt")?;
-            let mut ask = sampling.ask(&worker, prompt, "prompt", grammar.clone())?;
+            let mut ask = sampling.ask(&worker, prompt, "prompt", form.clone())?;
             ask.request.cache_salt.clone_from(&salt);
             ask.request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| top as usize);
             Ok(ask)

@@ -36,7 +36,7 @@ pub(crate) async fn generate(
 ) -> Result<Response, ApiError> {
     app.check_model(request.common.model.as_deref())?;
     let sampling = request.sampling()?;
-    let (n, grammar) = (sampling.fields.completions()?, sampling.fields.grammar(None)?);
+    let (n, form) = (sampling.fields.completions()?, sampling.fields.form(None)?);
     let (prompt, field) = request.prompt()?;
     let prompts = prompt.each(field)?;
     let from = request.prompt_logprobs_from()?;
@@ -46,7 +46,7 @@ pub(crate) async fn generate(
     let (room, asks) = blocking(move || {
         let ask = |prompt: OnePrompt| {
             let prompt = prompt.encode(&worker, field)?;
-            let mut ask = sampling.ask(&worker, prompt, field, grammar.clone())?;
+            let mut ask = sampling.ask(&worker, prompt, field, form.clone())?;
             ask.request.cache_salt.clone_from(&salt);
             ask.request.prompt_logprobs = from.map(|_| top);
             Ok(ask)

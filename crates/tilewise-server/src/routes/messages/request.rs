@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::chats::{ChatAsk, TemplateFields};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
-use crate::grammars::TextFormat;
+use crate::grammars::{Form, TextFormat};
 use crate::messages::{Turn, TurnCall};
 use crate::request::{Ignored, request};
 use crate::sampling::{Sampling, SamplingFields};
@@ -140,17 +140,18 @@ impl MessagesRequest {
     pub(super) fn ask(&self, app: &App, ignored: &mut Ignored) -> Result<ChatAsk, ApiError> {
         let fields = &self.fields;
         let format = fields.output_config.as_ref().and_then(|config| config.format.clone());
-        let format = format.map(|format| format.grammar("output_config")).transpose()?.flatten();
+        let format = format.map(|format| format.form("output_config")).transpose()?.flatten();
         if fields.max_tokens == Some(-1) {
             return Err(ApiError::param("max_tokens", "max_tokens must be at least 1, got -1"));
         }
+        let (form_field, grammar) = Form::parts(format);
         Ok(ChatAsk {
             conversation: Conversation {
                 messages: self.messages(ignored)?,
                 tools: self.tools(ignored)?,
                 options: self.options(app),
                 continues: self.continues(),
-                grammar: format,
+                grammar,
                 ..Conversation::default()
             },
             sampling: Sampling {
@@ -167,6 +168,7 @@ impl MessagesRequest {
             },
             cache_salt: None,
             field: "messages",
+            form_field,
         })
     }
 

@@ -75,12 +75,12 @@ async fn raw(
     room: Room,
     name: &str,
 ) -> Result<Chat, ApiError> {
-    let (sampling, grammar) = (request.common.sampling(ignored)?, request.common.grammar()?);
+    let (sampling, form) = (request.common.sampling(ignored)?, request.common.form()?);
     let prompt = OnePrompt::Text(request.generate.prompt.clone().unwrap_or_default());
     let worker = app.clone();
     let prepare = move || {
         let ids = prompt.encode(&worker, "prompt")?;
-        Ok((room, sampling.ask(&worker, ids, "prompt", grammar)?))
+        Ok((room, sampling.ask(&worker, ids, "prompt", form)?))
     };
     let (room, ask) = blocking(prepare).await?;
     Chat::plain(app, ask, room, name, "prompt").await

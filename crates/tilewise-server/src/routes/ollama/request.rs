@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::chats::{ChatAsk, TemplateFields};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
-use crate::grammars::bare_format;
+use crate::grammars::{Form, bare_format};
 use crate::messages::{Turn, TurnCall};
 use crate::request::{Ignored, Reader, request};
 use crate::sampling::{Sampling, SamplingFields};
@@ -162,7 +162,7 @@ impl OllamaFields {
     ///
     /// # Errors
     /// 400.
-    pub(crate) fn grammar(&self) -> Result<Option<tilewise_engine::Grammar>, ApiError> {
+    pub(crate) fn form(&self) -> Result<Option<Form>, ApiError> {
         bare_format("format", self.format.as_ref())
     }
 
@@ -178,17 +178,19 @@ impl OllamaFields {
             enable_thinking: self.think.as_ref().and_then(Value::as_bool),
             ..TemplateFields::default()
         };
+        let (form_field, grammar) = Form::parts(self.form()?);
         Ok(ChatAsk {
             conversation: Conversation {
                 messages: turns.into_iter().map(Turn::into_value).collect(),
                 tools,
                 options: template.options(app, None),
-                grammar: self.grammar()?,
+                grammar,
                 ..Conversation::default()
             },
             sampling: self.sampling(ignored)?,
             cache_salt: None,
             field: "messages",
+            form_field,
         })
     }
 }

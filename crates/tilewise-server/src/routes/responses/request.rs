@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::items::{Input, InputShape};
 use crate::chats::{ChatAsk, TemplateFields};
 use crate::error::ApiError;
-use crate::grammars::TextFormat;
+use crate::grammars::{Form, TextFormat};
 use crate::messages::Turn;
 use crate::request::{Ignored, RequestFields, request};
 use crate::sampling::{Sampling, SamplingFields};
@@ -132,14 +132,15 @@ impl ResponsesRequest {
         let choice = self.choice(&functions);
         let invalid = |error| ApiError::refused(&error, "input");
         let format = fields.text.as_ref().and_then(|text| text.format.clone());
-        let format = format.map(|format| format.grammar("text")).transpose()?.flatten();
+        let format = format.map(|format| format.form("text")).transpose()?.flatten();
         let effort = fields.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
+        let (form_field, grammar) = Form::parts(self.sampling.form(format)?);
         let ask = ChatAsk {
             conversation: Conversation {
                 messages: self.messages(app, ignored)?,
                 tools: Tools::new(functions, &choice, fields.parallel_tool_calls).map_err(invalid)?,
                 options: self.template.options(app, effort),
-                grammar: self.sampling.grammar(format)?,
+                grammar,
                 ..Conversation::default()
             },
             sampling: Sampling {
@@ -150,6 +151,7 @@ impl ResponsesRequest {
             },
             cache_salt: self.common.salt(),
             field: "input",
+            form_field,
         };
         Ok((ask, given))
     }

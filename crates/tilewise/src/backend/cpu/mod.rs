@@ -83,6 +83,7 @@ impl CpuDevice {
                 description: format!("{}, {threads} threads", level.name()),
                 memory: available_memory(),
                 rounds_to: None,
+                software: false,
             },
             policy: DispatchPolicy::new(attention::KERNELS, attention::RULES),
             level,

@@ -94,7 +94,8 @@ impl GpuDevice {
         let context = Arc::new(Context::open(&name, adapter, matrices)?);
         let rounds_to = context.abilities.matrix_tile.map(|_| DType::F16);
         let (description, memory) = (describe(&context.info), memory_guess(&context));
-        let caps = DeviceCaps { name, description, memory, rounds_to };
+        let software = context::is_software(&context.info);
+        let caps = DeviceCaps { name, description, memory, rounds_to, software };
         let policy = DispatchPolicy::new(attention::KERNELS, attention::RULES);
         Ok(Self { caps, policy, context, scratch: Scratch::default(), halves: Scratch::default() })
     }
