@@ -31,6 +31,24 @@ impl CliError {
         }
     }
 
+    /// clap's message on one line: which argument is wrong, what it may be, all its tips, and whose help says more: that of
+    /// the command with these words.
+    pub(crate) fn of_line(error: &clap::Error, command: &str) -> Self {
+        let text = error.render().to_string();
+        // What follows is the usage, which --help says better.
+        let is_usage =
+            |paragraph: &&str| paragraph.starts_with("Usage:") || paragraph.starts_with("For more");
+        let paragraphs = text.trim_start_matches("error: ").split("\n\n");
+        let said: Vec<String> = paragraphs.take_while(|part| !is_usage(part)).map(in_a_line).collect();
+        let mut said = said.join("; ");
+        if let Some(text) = dashed_text(error) {
+            said.push_str(&format!(
+                "; a text that begins with a dash stands behind --: {command} -- '{text}'"
+            ));
+        }
+        Self::Usage(format!("{said}; see {command} --help"))
+    }
+
     /// The same with the flag of this command in place of a value's name, if it has one for it.
     pub(crate) fn with_flag(self, command: &clap::Command) -> Self {
         let Self::Value { name, why } = self else { return self };
@@ -100,29 +118,6 @@ impl From<std::io::Error> for CliError {
             std::io::ErrorKind::BrokenPipe => Self::Closed,
             _ => Self::Failed(format!("output: {error}")),
         }
-    }
-}
-
-impl From<clap::Error> for CliError {
-    /// clap's message on one line: which argument is wrong, what it may be, all its tips, and whose help says more.
-    fn from(error: clap::Error) -> Self {
-        let text = error.render().to_string();
-        // What follows is the usage, which --help says better.
-        let is_usage =
-            |paragraph: &&str| paragraph.starts_with("Usage:") || paragraph.starts_with("For more");
-        let mut paragraphs = text.trim_start_matches("error: ").split("\n\n");
-        let said: Vec<String> =
-            paragraphs.by_ref().take_while(|part| !is_usage(part)).map(in_a_line).collect();
-        let usage = text.split_once("Usage: ").map_or("tilewise", |(_, usage)| usage);
-        let command: Vec<&str> =
-            usage.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
-        let (mut said, command) = (said.join("; "), command.join(" "));
-        if let Some(text) = dashed_text(&error) {
-            said.push_str(&format!(
-                "; a text that begins with a dash stands behind --: {command} -- '{text}'"
-            ));
-        }
-        Self::Usage(format!("{said}; see {command} --help"))
     }
 }
 

@@ -18,14 +18,14 @@ use error::CliError;
 
 fn main() -> ExitCode {
     let environment = env::Environment::read();
-    let named = args::named(&environment.args);
+    let (named, words) = args::named(&environment.args);
     let result = match args::parse(environment.args) {
         Ok(command) => run(command, environment.api_key),
         // Whoever says nothing asks for help too.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             std::io::stdout().write_all(error.render().to_string().as_bytes()).map_err(CliError::from)
         }
-        Err(error) if error.use_stderr() => Err(CliError::from(error)),
+        Err(error) if error.use_stderr() => Err(CliError::of_line(&error, &words)),
         // Help and version were asked for.
         Err(error) => error.print().map_err(CliError::from),
     };

@@ -73,14 +73,15 @@ pub(crate) enum Bench {
 /// The element types that models and kernels take.
 const TYPES: &str = "f32|f16|bf16";
 
-/// The command that a command line names, as far as it names one.
-pub(crate) fn named(args: &[OsString]) -> clap::Command {
-    let mut command = command();
+/// The command that a command line names, as far as it names one, and its words.
+pub(crate) fn named(args: &[OsString]) -> (clap::Command, String) {
+    let (mut command, mut words) = (command(), "tilewise".to_owned());
     for word in args.iter().skip(1) {
         let Some(inner) = command.find_subcommand(word) else { break };
+        words.extend([" ", inner.get_name()]);
         command = inner.clone();
     }
-    command
+    (command, words)
 }
 
 /// Reads a command line.
