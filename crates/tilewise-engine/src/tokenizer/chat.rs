@@ -3,6 +3,8 @@
 mod functions;
 mod source;
 
+use std::collections::HashSet;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind};
@@ -39,6 +41,8 @@ pub struct ChatInput {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// What it reads that is not its own; to find that, it is parsed.
+    variables: HashSet<String>,
 }
 
 /// Instructions that a template may run, each of which pays for 64 bytes that it makes too: a long conversation takes
@@ -71,7 +75,9 @@ impl ChatTemplate {
         for (key, token) in tokens.iter() {
             environment.add_global(key.to_owned(), token.to_owned());
         }
-        Ok(Some(Self { environment }))
+        let mut template = Self { environment, variables: HashSet::new() };
+        template.variables = template.templates().flat_map(|one| one.undeclared_variables(false)).collect();
+        Ok(Some(template))
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant speaks next.
@@ -107,7 +113,7 @@ impl ChatTemplate {
 
     /// Whether the template reads a variable that is not its own, such as `tools`.
     pub fn reads(&self, variable: &str) -> bool {
-        self.templates().any(|template| template.undeclared_variables(false).contains(variable))
+        self.variables.contains(variable)
     }
 
     /// The template itself.
