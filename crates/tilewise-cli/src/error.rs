@@ -41,6 +41,9 @@ impl CliError {
         let paragraphs = text.trim_start_matches("error: ").split("\n\n");
         let said: Vec<String> = paragraphs.take_while(|part| !is_usage(part)).map(in_a_line).collect();
         let mut said = said.join("; ");
+        if is_model(error) {
+            said.push_str("; a model is given by --model");
+        }
         if let Some(text) = dashed_text(error) {
             said.push_str(&format!(
                 "; a text that begins with a dash stands behind --: {command} -- '{text}'"
@@ -119,6 +122,15 @@ impl From<std::io::Error> for CliError {
             _ => Self::Failed(format!("output: {error}")),
         }
     }
+}
+
+/// Whether a word stands where none is taken: that of a model, most likely.
+fn is_model(error: &clap::Error) -> bool {
+    let is_word = matches!(
+        error.get(ContextKind::InvalidArg),
+        Some(ContextValue::String(word)) if !word.starts_with('-')
+    );
+    error.kind() == ErrorKind::UnknownArgument && is_word
 }
 
 /// What was meant as a text and read as a flag: it has several words.

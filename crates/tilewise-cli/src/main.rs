@@ -1,6 +1,9 @@
 //! The command `tilewise`.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod say;
+
 mod args;
 mod commands;
 mod embedded;
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
         Ok(()) | Err(CliError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
             let error = error.with_flag(&named);
-            eprintln!("tilewise: {error}");
+            say!("tilewise: {error}");
             ExitCode::from(error.exit_code())
         }
     }

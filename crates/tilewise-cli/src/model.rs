@@ -1,5 +1,6 @@
 //! Opening devices and models.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ pub(crate) fn open_device(args: &DeviceArgs) -> Result<Arc<dyn Device>, CliError
     let device = tilewise::open(&args.device, args.threads)?;
     let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
     if let Some(threads) = args.threads.filter(|&threads| threads > cores && device.caps().name == "cpu") {
-        eprintln!(
+        say!(
             "tilewise: note: --threads {threads} is more than there are cores, {cores}: threads that share a core are slower"
         );
     }
     if device.caps().software {
         let name = &device.caps().name;
-        eprintln!("tilewise: note: {name} is a processor that plays a GPU: --device cpu is faster");
+        say!("tilewise: note: {name} is a processor that plays a GPU: --device cpu is faster");
     }
     Ok(device)
 }
@@ -114,7 +115,7 @@ fn folder(model: &ModelArgs) -> Result<Option<PathBuf>, CliError> {
 /// Prints what a model's files say that is set aside.
 pub(crate) fn print_notes(notes: &[String]) {
     for note in notes {
-        eprintln!("tilewise: note: {note}");
+        say!("tilewise: note: {note}");
     }
 }
 
@@ -136,7 +137,7 @@ pub(crate) fn sampling_in_words(model: &SamplingDefaults) -> Option<String> {
 /// Says so on stderr.
 pub(crate) fn print_sampling(model: &SamplingDefaults) {
     if let Some(said) = sampling_in_words(model) {
-        eprintln!("tilewise: {said}");
+        say!("tilewise: {said}");
     }
 }
 
@@ -194,7 +195,10 @@ pub(crate) fn load(
     config: &EngineConfig,
 ) -> Result<Engine, CliError> {
     let bar = LoadingBar::new();
-    let engine = Engine::new(device.clone(), source, config, &mut |progress| bar.report(progress))?;
+    let engine = Engine::new(device.clone(), source, config, &mut |progress| {
+        bar.report(progress);
+        ControlFlow::Continue(())
+    })?;
     drop(bar);
     print_notes(engine.notes());
     Ok(engine)
@@ -208,7 +212,11 @@ pub(crate) fn tiers(args: &TierArgs) -> Result<Vec<TierConfig>, CliError> {
     let mut tiers = Vec::new();
     tiers.extend(args.host_cache.map(|bytes| TierConfig::Host { bytes }));
     let disk = args.disk_cache.clone();
-    tiers.extend(disk.map(|folder| TierConfig::Disk { folder, bytes: args.disk_cache_size }));
+    tiers.extend(disk.map(|folder| TierConfig::Disk {
+        folder,
+        bytes: args.disk_cache_size,
+        mode: args.disk_cache_mode,
+    }));
     tiers.extend(args.resp_cache.clone().map(|address| TierConfig::Resp { address }));
     if let Some(place) = &args.object_cache {
         tiers.push(match place.strip_prefix("s3://") {

@@ -49,7 +49,7 @@ impl DownloadBar {
             self.clear();
             let bar = bar("fetching {msg} {bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
             if bar.is_hidden() {
-                eprintln!("tilewise: fetching {file} ({total} bytes)");
+                say!("tilewise: fetching {file} ({total} bytes)");
             }
             bar.set_length(total);
             bar.set_message(file.to_owned());

@@ -17,7 +17,8 @@ fn bad_usage_exits_with_2_and_one_sentence() {
     refused(&["generate", "a", "--temperature", "-1"], 2, &["temperature"]);
     refused(&["generate", "a", "--temperature=-1"], 2, &["temperature"]);
     refused(&["generate", "a", "--top-p", "1.5"], 2, &["--top-p"]);
-    refused(&["generate", "a", "--top-k", "-1"], 2, &["-1"]);
+    refused(&["generate", "a", "--top-k", "-2"], 2, &["--top-k", "-1 for all"]);
+    refused(&["generate", "a", "--seed", "-1"], 2, &["--seed"]);
     refused(&["generate", "a", "--min-p", "-0.1"], 2, &["--min-p"]);
     refused(&["generate", "a", "--repetition-penalty", "0"], 2, &["--repetition-penalty"]);
     refused(&["generate", "a", "--presence-penalty", "-2.5"], 2, &["--presence-penalty"]);
@@ -60,7 +61,8 @@ fn bad_usage_exits_with_2_and_one_sentence() {
 
 #[test]
 fn a_slip_of_the_keys_gets_the_whole_tip() {
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["serve", "some/folder"], &["some/folder", "--model", "see tilewise serve --help"]),
         (&["generat", "a"], &["generat", "a similar subcommand exists: 'generate'", "see tilewise --help"]),
         (&["generate", "a", "--temprature", "1"], &["'--temperature'", "see tilewise generate --help"]),
         (&["bench", "attn"], &["'attention'", "see tilewise bench --help"]),

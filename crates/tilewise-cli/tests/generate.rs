@@ -34,6 +34,16 @@ fn the_embedded_model_continues_python() {
 }
 
 #[test]
+fn sampling_parameters_that_mean_off_are_taken_as_servers_take_them() {
+    let text = |flags: &[&str]| run(&[&["generate", "def f(x):", "-n", "8"], flags].concat());
+    let greedy = text(&[]);
+    let drawn = ["--temperature", "5", "--seed", "3"];
+    assert_eq!(text(&[&drawn[..], &["--top-p", "0"]].concat()), greedy);
+    assert_eq!(text(&[&drawn[..], &["--top-k", "-1"]].concat()), text(&drawn));
+    assert_ne!(text(&drawn), greedy);
+}
+
+#[test]
 fn a_text_ends_where_the_context_does() {
     let prompt = ["5"; 1020].join(",");
     for most in ["100000", "-1"] {

@@ -104,6 +104,15 @@ fn the_models_sampling_is_told_at_the_start() {
 #[test]
 fn what_would_be_unsafe_or_means_nothing_is_refused() {
     refused(&["serve", "--host", "0.0.0.0"], 2, &["--host 0.0.0.0", "--api-key", "--insecure"]);
+    let others = ["token ids", "--insecure"];
+    refused(
+        &["serve", "--kv-events", "tcp://0.0.0.0:0"],
+        2,
+        &[&["--kv-events tcp://0.0.0.0:0"], &others[..]].concat(),
+    );
+    let replay = ["serve", "--kv-events", "tcp://127.0.0.1:0", "--kv-events-replay", "tcp://*:0"];
+    refused(&replay, 2, &[&["--kv-events-replay tcp://*:0"], &others[..]].concat());
+    refused(&["serve", "--disk-cache", "x", "--disk-cache-mode", "777"], 2, &["--disk-cache-mode", "600"]);
     refused(&["serve", "--tool-call-parser", "none-such"], 2, &["none-such"]);
     refused(&["serve", "--max-requests", "0"], 2, &["at least 1"]);
     refused(&["serve", "--model", "/nowhere"], 1, &["/nowhere", "no such folder"]);

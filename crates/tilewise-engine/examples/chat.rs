@@ -14,7 +14,8 @@ fn main() -> Result<()> {
     let source = ModelSource::Folder(Path::new(MODEL).to_owned());
     let tokenizer = source.tokenizer()?;
     let config = EngineConfig { kv: KvBudget::Tokens(512), max_running: 1, ..EngineConfig::default() };
-    let mut engine = Engine::new(tilewise::open("cpu", None)?, &source, &config, &mut |_| ())?;
+    let mut engine =
+        Engine::new(tilewise::open("cpu", None)?, &source, &config, &mut tilewise_engine::model::unwatched)?;
 
     let content = "Write a function that reverses a list.".to_owned();
     let messages = [ChatMessage { role: "user".to_owned(), content }];

@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let tokenizer = source.tokenizer()?;
     let device = tilewise::open("cpu", None)?;
     let config = EngineConfig { kv: KvBudget::Tokens(1024), max_running: 2, ..EngineConfig::default() };
-    let mut engine = Engine::new(device, &source, &config, &mut |_| ())?;
+    let mut engine = Engine::new(device, &source, &config, &mut tilewise_engine::model::unwatched)?;
 
     let requests: Vec<GenerateRequest> = ["def fibonacci(n):", "class Stack:\n"]
         .into_iter()

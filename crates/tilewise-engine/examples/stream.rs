@@ -17,7 +17,8 @@ fn main() -> Result<()> {
     let source = ModelSource::Folder(Path::new(MODEL).to_owned());
     let tokenizer = source.tokenizer()?;
     let config = EngineConfig { kv: KvBudget::Tokens(512), max_running: 1, ..EngineConfig::default() };
-    let mut engine = Engine::new(tilewise::open("cpu", None)?, &source, &config, &mut |_| ())?;
+    let mut engine =
+        Engine::new(tilewise::open("cpu", None)?, &source, &config, &mut tilewise_engine::model::unwatched)?;
 
     let name = engine.submit(GenerateRequest::new(tokenizer.encode("def add(a, b):", true)?, 60))?;
     // A piece is held back as long as it may begin a stop string or end in half a character.

@@ -22,7 +22,7 @@ use crate::cache::prefix::PrefixStats;
 use crate::cache::tiers::TierConfig;
 use crate::grammar::Grammars;
 use crate::model::layers::Limits;
-use crate::model::{Forward, Model, ModelConfig, ModelSource, Progress};
+use crate::model::{Forward, Model, ModelConfig, ModelSource, Report};
 use crate::sampler::{Drawn, Sampler};
 use crate::scheduler::{BatchPlan, Outcome, Scheduler, SchedulerConfig, SwapStats};
 use crate::speculate::{SpeculationStats, Speculator, max_step_drafts};
@@ -74,19 +74,19 @@ pub struct EngineStats {
 }
 
 impl Engine {
-    /// Loads a model; `report` is told how far loading is.
+    /// Loads a model; `report` is told how far loading is, and may break it off.
     ///
     /// # Errors
     /// As [`ModelSource::config`], [`ModelSource::weights`] and [`Loader::linear`]; [`crate::Error::Value`]
     /// for a
     /// configuration that means nothing; [`crate::Error::Device`] if memory runs out or the device cannot run
     /// the
-    /// model's attention. With tiers, as [`TierConfig::open`] and [`Engine::attach_tiers`].
+    /// model's attention; [`crate::Error::Cancelled`] when it is broken off. With tiers, as [`TierConfig::open`] and [`Engine::attach_tiers`].
     pub fn new(
         device: Arc<dyn Device>,
         source: &ModelSource,
         config: &EngineConfig,
-        report: &mut dyn FnMut(Progress),
+        report: &mut Report<'_>,
     ) -> Result<Self> {
         config.validate()?;
         let tiers = config.tiers.iter().map(TierConfig::open).collect::<Result<Vec<_>>>()?;
@@ -145,13 +145,10 @@ impl Engine {
     ///
     /// # Errors
     /// [`crate::Error::Value`] for a parameter that means nothing, [`crate::Error::TooLong`] if it could
-    /// never run. With tiers, [`crate::Error::Value`] for a salt that their keys cannot carry.
+    /// never run.
     pub fn submit(&mut self, mut request: GenerateRequest) -> Result<RequestId> {
         let config = self.model.config();
         request.validate(config.vocab_size)?;
-        if let Some(tiered) = &self.tiered {
-            tiered.check_salt(request.cache_salt.as_deref())?;
-        }
         if !request.ignore_eos {
             request.stop_ids.extend_from_slice(&config.eos_ids);
         }

@@ -66,6 +66,9 @@ pub enum Error {
         /// How many fit.
         available: usize,
     },
+    /// Loading was broken off by whoever watched it.
+    #[error("loading was broken off")]
+    Cancelled,
     /// Text could not be turned into tokens or back.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

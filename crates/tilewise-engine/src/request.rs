@@ -180,6 +180,15 @@ impl GenerateRequest {
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(Error::value("n", format!("from 1 to {MAX_COMPLETIONS}"), self.n));
         }
+        let is_name =
+            |salt: &str| (1..=128).contains(&salt.len()) && salt.bytes().all(|b| b.is_ascii_graphic());
+        if let Some(salt) = self.cache_salt.as_deref().filter(|salt| !is_name(salt)) {
+            return Err(Error::value(
+                "cache_salt",
+                "from 1 to 128 visible ASCII characters",
+                format!("{salt:?}"),
+            ));
+        }
         if let Some(top) = self.prompt_logprobs.filter(|&top| top > LogprobsOf::MOST as usize) {
             return Err(Error::value("prompt_logprobs", "at most 20", top));
         }

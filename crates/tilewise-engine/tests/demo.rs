@@ -10,7 +10,7 @@ use common::{gpus, open, open_on, run_one, small};
 use serde_json::Value;
 use tilewise::{BatchLayout, DType, KvCacheConfig, PageTable};
 use tilewise_engine::model::layers::Limits;
-use tilewise_engine::model::{Forward, Loader, ModelSource};
+use tilewise_engine::model::{Forward, Loader, ModelSource, unwatched};
 use tilewise_engine::scheduler::BatchPlan;
 use tilewise_engine::{EngineConfig, GenerateRequest};
 
@@ -136,7 +136,7 @@ fn the_loss_on_held_out_text_equals_transformers() {
     let tokens = source.tokenizer().unwrap().encode(&text, false).unwrap();
     let device = tilewise::open("cpu", None).unwrap();
     let (config, weights) = (source.config().unwrap(), source.weights().unwrap());
-    let mut report = |_| {};
+    let mut report = unwatched;
     let mut loader = Loader::new(&weights, &*device, DType::Bf16, weights.total_bytes(), &mut report);
     let limits = Limits { max_batch_tokens: WINDOW, max_logits_rows: WINDOW };
     let mut model = (config.family.load)(&config, &mut loader, &*device, limits).unwrap();

@@ -3,14 +3,16 @@
 mod common;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use common::{model_folder, open, prompts, run_all, small, tiny_config};
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
-use tilewise_engine::cache::events::{KvEvent, KvEventPublisher, PageHash};
-use tilewise_engine::{EngineConfig, GenerateRequest, KvBudget};
+use tilewise_engine::cache::events::{KvEvent, KvEventPublisher, PageHash, is_loopback};
+use tilewise_engine::{EngineConfig, Error, GenerateRequest, KvBudget};
 use zeromq::{ReqSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqMessage};
 
 /// A message as vLLM's subscribers declare it.
@@ -160,4 +162,93 @@ fn a_subscriber_gets_numbered_messages_in_vllms_schema_and_what_it_missed_again(
     let taken = KvEventPublisher::new(&events, None, "").expect_err("somebody listens there");
     assert!(taken.to_string().contains("KV events endpoint"), "{taken}");
     assert!(KvEventPublisher::new("http://nowhere", None, "").is_err());
+}
+
+/// What a peer says until it is one.
+fn greeting(kind: &str) -> Vec<u8> {
+    let mut bytes = vec![0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3, 0];
+    bytes.extend(b"NULL");
+    bytes.resize(64, 0);
+    let ready = [b"\x05READY\x0bSocket-Type".as_slice(), &(kind.len() as u32).to_be_bytes(), kind.as_bytes()]
+        .concat();
+    bytes.extend([4, ready.len() as u8]);
+    bytes.extend(ready);
+    bytes
+}
+
+/// Connects, says something and reads up to the end, which must come within some seconds.
+fn say(endpoint: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(endpoint.strip_prefix("tcp://").unwrap()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("it goes on: {error}"),
+        _ => answer,
+    }
+}
+
+#[test]
+fn peers_that_announce_much_or_say_nonsense_are_turned_away_and_end_nothing() {
+    let any = "tcp://127.0.0.1:0";
+    let mut publisher = KvEventPublisher::new(any, Some(any), "kv-events").unwrap();
+    let (events, replay) = (publisher.endpoint().to_owned(), publisher.replay_endpoint().unwrap().to_owned());
+    let long = |size: u64| [&[2][..], &size.to_be_bytes(), b"x"].concat();
+    for size in [4097, 1 << 31, 1 << 62, u64::MAX] {
+        for (endpoint, kind) in [(&events, "SUB"), (&replay, "REQ")] {
+            say(endpoint, &[greeting(kind), long(size)].concat());
+        }
+        say(&events, &[&greeting("SUB")[..64], &long(size)].concat());
+    }
+    say(
+        &events,
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: somebody who has the wrong number\r\n\r\n",
+    );
+    // Sockets that do not belong there, endless messages, too many subscriptions.
+    say(&events, &greeting("PUSH"));
+    say(&replay, &greeting("SUB"));
+    say(&replay, &[greeting("REQ"), [1, 1, b'x'].repeat(9)].concat());
+    say(&events, &[greeting("SUB"), [0, 2, 1, b'x'].repeat(65)].concat());
+    // As many silent ones as there is room for, and more.
+    let silent: Vec<TcpStream> =
+        (0..80).map(|_| TcpStream::connect(events.strip_prefix("tcp://").unwrap()).unwrap()).collect();
+    assert!(publisher.publish(&[stored(1)]));
+    drop(silent);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let start = Instant::now();
+        // It takes a moment until the places of those who went are free.
+        let mut subscriber = loop {
+            let mut subscriber = SubSocket::new();
+            match subscriber.connect(&events).await {
+                Ok(()) => break subscriber,
+                Err(error) => assert!(start.elapsed() < Duration::from_secs(5), "{error}"),
+            }
+        };
+        subscriber.subscribe("").await.unwrap();
+        loop {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            publisher.publish(&[KvEvent::Cleared]);
+            if tokio::time::timeout(Duration::from_millis(100), subscriber.recv()).await.is_ok() {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn whether_others_reach_an_endpoint_is_known_before_it_is_opened() {
+    for (endpoint, is_own) in [
+        ("tcp://127.0.0.1:5557", true),
+        ("tcp://[::1]:0", true),
+        ("tcp://localhost:5557", true),
+        ("tcp://0.0.0.0:5557", false),
+        ("tcp://*:5557", false),
+        ("tcp://192.0.2.1:5557", false),
+    ] {
+        assert_eq!(is_loopback(endpoint).unwrap(), is_own, "{endpoint}");
+    }
+    for endpoint in ["", "nowhere", "tcp://", "tcp://127.0.0.1", "ipc:///tmp/x"] {
+        assert!(matches!(is_loopback(endpoint), Err(Error::Value { .. })), "{endpoint}");
+    }
 }

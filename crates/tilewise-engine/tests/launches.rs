@@ -36,7 +36,13 @@ fn a_decode_step_has_few_launches_and_one_read() {
     }
     let device: Arc<dyn Device> = Arc::new(GpuDevice::new(0).unwrap());
     let demo = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let mut engine = Engine::new(device.clone(), &ModelSource::Folder(demo), &small(), &mut |_| {}).unwrap();
+    let mut engine = Engine::new(
+        device.clone(),
+        &ModelSource::Folder(demo),
+        &small(),
+        &mut tilewise_engine::model::unwatched,
+    )
+    .unwrap();
     for length in [7, 3] {
         let mut request = GenerateRequest::new((5..5 + length).collect(), 6);
         request.ignore_eos = true;

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{model_folder, open, qwen3, safetensors, small, tensor, tiny_config, write_model};
@@ -285,9 +286,16 @@ fn random_weights_need_only_a_configuration_and_report_their_progress() {
     let mut engine = Engine::new(device, &source, &small(), &mut |progress| {
         assert!(progress.done >= last && progress.done <= progress.total);
         (last, reports) = (progress.done, reports + 1);
+        ControlFlow::Continue(())
     })
     .unwrap();
     assert!(reports > 4, "{reports} reports");
+    let mut told = 0;
+    let broken_off = Engine::new(tilewise::open("cpu", Some(1)).unwrap(), &source, &small(), &mut |_| {
+        told += 1;
+        if told < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(matches!(broken_off, Err(tilewise_engine::Error::Cancelled)) && told == 3, "{told} reports");
     let outcome = common::run_one(&mut engine, &GenerateRequest::new(vec![1, 2, 3], 8));
     assert_eq!(outcome.tokens.len(), 8);
 }

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use support::{LONG, Random};
 use tempfile::TempDir;
 use tilewise_engine::cache::tiers::{
-    CacheTier, DiskTier, HostTier, ObjectTier, RespTier, Source, TierConfig,
+    CacheTier, DiskTier, HostTier, ObjectTier, PRIVATE, RespTier, Source, TierConfig,
 };
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::{
@@ -119,7 +119,7 @@ fn with_tiers(tiers: Vec<TierConfig>) -> EngineConfig {
 }
 
 fn disk(folder: &TempDir) -> TierConfig {
-    TierConfig::Disk { folder: folder.path().to_owned(), bytes: 1 << 30 }
+    TierConfig::Disk { folder: folder.path().to_owned(), bytes: 1 << 30, mode: PRIVATE }
 }
 
 #[test]
@@ -379,8 +379,8 @@ fn a_salt_finds_only_what_was_stored_with_it() {
     }
     assert_eq!(disk, [0, 0, 0, 256, 256]);
     let mut engine = open(model.path(), &config).unwrap();
-    let refused = engine.submit(of(Some("a@b")));
-    assert!(matches!(refused, Err(Error::Value { name: "cache salt", .. })), "{refused:?}");
+    let refused = engine.submit(of(Some("a b")));
+    assert!(matches!(refused, Err(Error::Value { name: "cache_salt", .. })), "{refused:?}");
     assert!(!engine.has_work());
 }
 
@@ -418,7 +418,7 @@ fn killed_request(index: u64) -> GenerateRequest {
 }
 
 fn open_over(folder: &Path) -> Engine {
-    let tier = TierConfig::Disk { folder: folder.join("disk"), bytes: KILLED_BOUND };
+    let tier = TierConfig::Disk { folder: folder.join("disk"), bytes: KILLED_BOUND, mode: PRIVATE };
     let config = EngineConfig { kv: KvBudget::Tokens(600), max_batch_tokens: 520, ..with_tiers(vec![tier]) };
     open(&folder.join("model"), &config).unwrap()
 }

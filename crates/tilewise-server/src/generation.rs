@@ -352,15 +352,18 @@ impl Drop for Generation {
         let cached_tokens = self.cached.total();
         self.request.usage.add(prompt_tokens, completion_tokens, cached_tokens, outcome == "failed");
         let milliseconds = duration.as_secs_f64() * 1e3;
-        tracing::info!(
-            request,
-            outcome,
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens,
-            milliseconds,
-            "generated"
-        );
+        // A second panic would end the process.
+        if !std::thread::panicking() {
+            tracing::info!(
+                request,
+                outcome,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                milliseconds,
+                "generated"
+            );
+        }
         let (Some(tracer), Some(parent)) = (&self.app.tracer, self.request.trace.take()) else { return };
         let mut attributes = vec![
             ("gen_ai.request.model", self.app.config.served_model_name.as_str().into()),

@@ -14,6 +14,9 @@ use crate::state::{App, Room, blocking};
 /// Bytes of a grammar: other grammars wait while it is compiled.
 pub(crate) const MAX_BYTES: usize = 64 << 10;
 
+/// Bytes of a regular expression, whose automaton may be exponentially larger.
+pub(crate) const MAX_REGEX_BYTES: usize = 4 << 10;
+
 /// The form of a text.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -146,7 +149,7 @@ fn check(field: &str, schema: &Value) -> Result<(), ApiError> {
     if !(schema.is_object() || schema.is_boolean()) {
         return Err(ApiError::param(field, format!("{field}: a schema must be an object")));
     }
-    check_size(field, &schema.to_string())?;
+    check_size(field, &schema.to_string(), MAX_BYTES)?;
     check_multiples(schema).map_err(|why| ApiError::param(field, format!("{field}: {why}")))
 }
 
@@ -155,7 +158,7 @@ fn check(field: &str, schema: &Value) -> Result<(), ApiError> {
 /// # Errors
 /// As [`schema`].
 pub(crate) fn schema_text(field: &'static str, text: &str) -> Result<Form, ApiError> {
-    check_size(field, text)?;
+    check_size(field, text, MAX_BYTES)?;
     let value = serde_json::from_str(text);
     schema(field, value.map_err(|error| ApiError::param(field, format!("{field} is no JSON: {error}")))?)
 }
@@ -165,7 +168,7 @@ pub(crate) fn schema_text(field: &'static str, text: &str) -> Result<Form, ApiEr
 /// # Errors
 /// 400 for one that is too large.
 pub(crate) fn regex(field: &'static str, regex: &str) -> Result<Form, ApiError> {
-    check_size(field, regex)?;
+    check_size(field, regex, MAX_REGEX_BYTES)?;
     Ok(Form { field, grammar: Grammar::Regex(regex.to_owned()) })
 }
 
@@ -191,9 +194,9 @@ pub(crate) async fn compile(
     .await
 }
 
-fn check_size(field: &str, text: &str) -> Result<(), ApiError> {
-    if text.len() <= MAX_BYTES {
+fn check_size(field: &str, text: &str, most: usize) -> Result<(), ApiError> {
+    if text.len() <= most {
         return Ok(());
     }
-    Err(ApiError::param(field, format!("{field} must have at most {MAX_BYTES} bytes, got {}", text.len())))
+    Err(ApiError::param(field, format!("{field} must have at most {most} bytes, got {}", text.len())))
 }

@@ -9,7 +9,7 @@
 //! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
 //! let source = ModelSource::Folder("models/demo".into());
 //! let loaded = source.clone();
-//! let load = move || Engine::new(tilewise::open("cpu", None)?, &loaded, &EngineConfig::default(), &mut |_| {});
+//! let load = move || Engine::new(tilewise::open("cpu", None)?, &loaded, &EngineConfig::default(), &mut tilewise_engine::model::unwatched);
 //! let worker = Worker::start(load, None)?;
 //! let config = ServerConfig::new("127.0.0.1:8000".parse()?, "demo");
 //! let server = Server::bind(config, &source, worker).await?;

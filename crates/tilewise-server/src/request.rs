@@ -27,13 +27,34 @@ pub(crate) struct RequestFields {
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<StreamOptions>,
     /// A name by which the request can be aborted.
-    pub(crate) rid: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
+    pub(crate) rid: Option<Name>,
     /// The same.
-    pub(crate) request_id: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
+    pub(crate) request_id: Option<Name>,
     /// Whose cached prefixes may be shared: those of requests with the same salt.
-    pub(crate) cache_salt: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
+    pub(crate) cache_salt: Option<Name>,
     /// The same.
-    pub(crate) extra_key: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128, pattern = "^[!-~]+$")]
+    pub(crate) extra_key: Option<Name>,
+}
+
+/// What a client calls something by: 1 to 128 visible ASCII characters, since it is kept, told and logged.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Name(pub(crate) String);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        if (1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(name))
+        } else {
+            Err("must be from 1 to 128 visible ASCII characters")
+        }
+    }
 }
 
 impl RequestFields {
@@ -52,11 +73,11 @@ impl RequestFields {
 
     /// The name that the client chose.
     pub(crate) fn name(&self) -> Option<&str> {
-        self.rid.as_deref().or(self.request_id.as_deref())
+        self.rid.as_ref().or(self.request_id.as_ref()).map(|name| &*name.0)
     }
 
     pub(crate) fn salt(&self) -> Option<String> {
-        self.cache_salt.clone().or_else(|| self.extra_key.clone())
+        self.cache_salt.as_ref().or(self.extra_key.as_ref()).map(|name| name.0.clone())
     }
 }
 

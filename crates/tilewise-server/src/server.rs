@@ -44,6 +44,12 @@ impl Server {
         Ok(Self { listener, address, app, worker })
     }
 
+    /// Tells with the metrics how many lines of the log were lost so far.
+    pub fn count_lost_lines(&self, lost: impl Fn() -> u64 + Send + Sync + 'static) {
+        // Whoever counts first counts.
+        let _ = self.app.lost_lines.set(Box::new(lost));
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

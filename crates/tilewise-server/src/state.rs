@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::StatusCode;
@@ -82,6 +82,8 @@ pub(crate) struct App {
     pub(crate) worker: WorkerHandle,
     pub(crate) metrics: Metrics,
     pub(crate) tracer: Option<Tracer>,
+    /// Lines of the log that were lost, if somebody counts them.
+    pub(crate) lost_lines: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// Items of answers of `/v1/responses`.
     pub(crate) kept_items: KeptItems,
     /// When the model was made available, in seconds since 1970.
@@ -140,6 +142,7 @@ impl App {
     ) -> Self {
         Self {
             tracer,
+            lost_lines: OnceLock::new(),
             compiling: Arc::new(Semaphore::new(1)),
             in_flight: watch::Sender::new(0),
             draining: AtomicBool::new(false),
@@ -265,7 +268,10 @@ impl App {
     pub(crate) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
         match model {
             Some(model) if model != self.config.served_model_name && model != UNKNOWN_MODEL => {
-                let message = format!("the model {model:?} does not exist here");
+                let message = format!(
+                    "the model {model:?} does not exist here; {:?} does",
+                    self.config.served_model_name
+                );
                 Err(ApiError::param("model", message).status(StatusCode::NOT_FOUND).code("model_not_found"))
             }
             _ => Ok(()),

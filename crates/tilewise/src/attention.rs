@@ -129,7 +129,7 @@ impl AttentionParams {
         }
         if !self.num_qo_heads.is_multiple_of(self.num_kv_heads) {
             let got = format!("{} over {}", self.num_qo_heads, self.num_kv_heads);
-            return value("num_qo_heads", "a multiple of num_kv_heads", got);
+            return value("num_qo_heads", "a multiple of the number of KV heads", got);
         }
         for (name, dim) in [("head_dim", self.head_dim), ("value_dim", self.value_dim)] {
             if dim == 0 || dim > 512 || !dim.is_multiple_of(8) {

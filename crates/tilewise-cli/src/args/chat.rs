@@ -19,7 +19,8 @@ pub(crate) struct ChatArgs {
         value_name = "N"
     )]
     pub(crate) max_new_tokens: Option<usize>,
-    /// Tokens of the conversation that the cache holds; the model's context, as far as memory reaches, unless given
+    /// Tokens of the conversation that the cache holds, in whole pages; the model's context, as far as memory reaches,
+    /// unless given
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,
     #[command(flatten)]

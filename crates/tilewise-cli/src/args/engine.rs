@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::values::{Slowdown, WeightDType, bytes, slowdown, weight_dtype};
+use super::values::{Slowdown, WeightDType, bytes, mode, slowdown, weight_dtype};
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArgs {
@@ -65,6 +65,9 @@ pub(crate) struct TierArgs {
     /// Size that the folder may have: bytes, or with K, M, G or T
     #[arg(long, default_value = "16G", value_parser = bytes, value_name = "SIZE")]
     pub(crate) disk_cache_size: u64,
+    /// Permissions of its files: 600 is for you alone, since files give prompts back; 660 shares the folder with its group
+    #[arg(long, default_value = "600", value_parser = mode, value_name = "MODE")]
+    pub(crate) disk_cache_mode: u32,
     /// Keep the prefix cache on a server that speaks RESP, such as Redis, too
     #[arg(long, value_name = "redis://HOST[:PORT]")]
     pub(crate) resp_cache: Option<String>,
@@ -117,7 +120,7 @@ pub(crate) struct EngineArgs {
     /// Unless given, 2 with serve and off with benchmarks
     #[arg(long, value_parser = slowdown, value_name = "X|off")]
     pub(crate) decode_slowdown: Option<Slowdown>,
-    /// Tokens that the cache holds; as many as fit unless given
+    /// Tokens that the cache holds, in whole pages; as many as fit unless given
     #[arg(long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,
     /// Memory for the pages of requests that give way to older ones: they are computed again unless given

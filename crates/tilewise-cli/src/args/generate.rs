@@ -9,8 +9,8 @@ use super::{ConversationArgs, RunArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The text to continue. Without one, or as -, it is read from stdin, less the line break at its end. A text that begins
-    /// with a dash stands behind --
+    /// The text to continue; - reads it from stdin, and so does no text where stdin is a pipe or a file, less the line break
+    /// at its end. A text that begins with a dash stands behind --
     pub(crate) prompt: Option<String>,
     /// The text to continue, in place of PROMPT
     #[arg(
@@ -32,8 +32,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) chat: bool,
     #[command(flatten)]
     pub(crate) conversation: ConversationArgs,
-    /// Tokens to generate at most; -1 is as many as the context holds, which --chat takes unless told. Without --chat, 128
-    /// unless given
+    /// Tokens to generate at most; -1 is as many as the context holds. Unless given, 128, and with --chat -1
     #[arg(
         long,
         short = 'n',

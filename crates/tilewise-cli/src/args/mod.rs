@@ -153,6 +153,14 @@ pub(crate) struct InspectArgs {
     /// A model: its folder, or org/name[@revision] on the Hugging Face hub; the embedded one unless given
     #[arg(value_name = "DIR|ORG/NAME")]
     pub(crate) model: Option<PathBuf>,
+    /// The same, as other commands take it
+    #[arg(
+        long = "model",
+        visible_alias = "model-path",
+        conflicts_with = "model",
+        value_name = "DIR|ORG/NAME"
+    )]
+    pub(crate) named: Option<PathBuf>,
     /// Branch, tag or commit of a model on the hub
     #[arg(long, value_name = "REV")]
     pub(crate) revision: Option<String>,

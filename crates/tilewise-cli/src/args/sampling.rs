@@ -8,6 +8,7 @@ use tilewise_engine::model::SamplingDefaults as ModelDefaults;
 use tilewise_engine::tokenizer::ChatTemplate;
 
 use super::SamplingDefaults;
+use super::values::top_k;
 use crate::error::CliError;
 
 /// How the next token is drawn.
@@ -23,10 +24,10 @@ pub(crate) struct SamplingArgs {
     /// Draw among the tokens whose probability is at least P of the largest
     #[arg(long, allow_negative_numbers = true, value_name = "P")]
     pub(crate) min_p: Option<f32>,
-    /// Draw among the K most probable tokens only; 0 is all
-    #[arg(long, value_name = "K")]
+    /// Draw among the K most probable tokens only; 0 and -1 are all
+    #[arg(long, value_parser = top_k, allow_negative_numbers = true, value_name = "K")]
     pub(crate) top_k: Option<usize>,
-    /// Draw among the fewest tokens whose probabilities reach P
+    /// Draw among the fewest tokens whose probabilities reach P; 0 keeps one
     #[arg(long, allow_negative_numbers = true, value_name = "P")]
     pub(crate) top_p: Option<f32>,
     /// Divides the logits of tokens that were there, or multiplies those below zero; 1 changes nothing
@@ -39,7 +40,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "X")]
     pub(crate) frequency_penalty: f32,
     /// Selects the random stream
-    #[arg(long, default_value_t = 0, value_name = "S")]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "S")]
     pub(crate) seed: u64,
 }
 
@@ -64,7 +65,7 @@ impl SamplingArgs {
     /// [`CliError::Usage`] that names the first that means nothing.
     pub(crate) fn params(&self, model: &ModelDefaults) -> Result<SamplingParams, CliError> {
         let (model, neutral) = (self.of_model(model), SamplingParams::default());
-        let params = SamplingParams {
+        let mut params = SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(neutral.temperature),
             min_p: self.min_p.or(model.min_p).unwrap_or(neutral.min_p),
             top_k: self.top_k.or(model.top_k).filter(|&k| k > 0),
@@ -78,6 +79,10 @@ impl SamplingArgs {
             seed: self.seed,
             ..neutral
         };
+        // As in a server.
+        if params.top_p == 0.0 {
+            (params.top_k, params.top_p) = (Some(1), 1.0);
+        }
         params.validate()?;
         Ok(params)
     }

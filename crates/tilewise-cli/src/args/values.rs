@@ -22,6 +22,20 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| format!("{text:?} is no size, such as 512M or 16G"))
 }
 
+/// Parses a number of tokens to draw among; -1, as clients of servers send it, is all.
+pub(super) fn top_k(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| "must be a number of tokens, or -1 for all".to_owned()),
+    }
+}
+
+/// Parses permissions of files in octal digits, which their owner must have.
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0);
+    mode.ok_or_else(|| "must be permissions such as 600 or 660".to_owned())
+}
+
 /// Parses a number of tokens to generate at most; -1, as clients of servers send it, is no limit.
 pub(super) fn most_tokens(text: &str) -> Result<usize, String> {
     match text.parse() {

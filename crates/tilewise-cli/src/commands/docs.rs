@@ -77,11 +77,12 @@ fn usage(arg: &Arg) -> String {
     let names: Vec<String> =
         arg.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect();
     let value = if takes { names.join(" ") } else { String::new() };
-    match arg.get_long() {
-        Some(long) if value.is_empty() => format!("--{long}"),
-        Some(long) => format!("--{long} {value}"),
-        None => value,
-    }
+    let Some(long) = arg.get_long() else { return value };
+    let short = arg.get_short().map(|short| format!("-{short}"));
+    let aliases = arg.get_visible_aliases().unwrap_or_default();
+    let flags: Vec<String> =
+        short.into_iter().chain([long].into_iter().chain(aliases).map(|name| format!("--{name}"))).collect();
+    format!("{} {value}", flags.join(", ")).trim_end().to_owned()
 }
 
 /// The values that a flag may have, where they are few.

@@ -65,7 +65,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), CliError> {
                 write!(stdout, "{}", ids.join(","))?;
             }
             writeln!(stdout)?;
-            eprintln!("{}", summary(&generated));
+            if args.json_schema.is_some() && generated.finish_reason == "length" {
+                say!("tilewise: note: the JSON is cut off: --max-new-tokens or the context ends it");
+            }
+            say!("{}", summary(&generated));
         }
         Format::Json => {
             let generated = complete(&mut engine, request, reader, |_| Ok(ControlFlow::Continue(())))?;
@@ -140,7 +143,7 @@ fn read_text(args: &GenerateArgs) -> Result<String, CliError> {
         (Some(file), _) => (file.display().to_string(), std::fs::read_to_string(file)),
         (None, None) if std::io::stdin().is_terminal() => {
             return Err(CliError::Usage(
-                "there is no prompt; give it as PROMPT, by --prompt-file FILE or through a pipe".to_owned(),
+                "there is no prompt; give it as PROMPT, by --prompt TEXT, by --prompt-file FILE or through a pipe".to_owned(),
             ));
         }
         (None, None | Some("-")) => {

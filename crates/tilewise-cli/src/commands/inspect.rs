@@ -89,7 +89,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
 
 fn inspect(args: &InspectArgs) -> Result<Report, CliError> {
     let device = model::open_device(&args.device)?;
-    let source = model::source(&ModelArgs { path: args.model.clone(), revision: args.revision.clone() })?;
+    let source = model::source(&ModelArgs {
+        path: args.model.clone().or(args.named.clone()),
+        revision: args.revision.clone(),
+    })?;
     let (config, weights) = source.open()?;
     let (mut notes, mut problems) = (config.notes.clone(), Vec::new());
     let tokenizer = if source.has_tokenizer() { Some(source.tokenizer()) } else { None };

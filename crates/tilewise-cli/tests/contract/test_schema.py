@@ -16,7 +16,7 @@ def test_the_server_does_what_its_schema_says(tmp_path):
     # A small cache makes for short texts: what is asked for at random seldom says how long it may be. It may ask for many.
     with Worker("--max-requests", "128", kv_tokens=256) as worker:
         command = [sys.executable, "-m", "schemathesis.cli", "run", worker.url + "/openapi.json"]
-        command += ["--checks", ",".join(CHECKS), "--max-examples", "15", "--seed", "1", "--no-color"]
+        command += ["--checks", ",".join(CHECKS), "--max-examples", "10", "--seed", "1", "--no-color"]
         command += ["--request-timeout", "60"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         print(done.stdout[-1200:])

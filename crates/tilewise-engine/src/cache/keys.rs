@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Tokens of a chunk, whatever the page size, which divides it.
 pub const CHUNK_TOKENS: usize = 256;
 
-/// Bytes that a model name or a salt may have, so that keys are names of files and objects too.
+/// Bytes that a model name may have, so that keys are names of files and objects too.
 pub(crate) const NAME_BYTES: usize = 96;
 
 /// What the tokens of a chunk and of all chunks before it hash to.
@@ -184,29 +184,18 @@ impl KeySpace {
         self
     }
 
-    /// The key of a chunk. Only who knows the salt finds what was stored with it.
-    ///
-    /// # Errors
-    /// [`Error::Value`] for a salt that keys cannot carry.
-    pub fn key(&self, hash: ChunkHash, salt: Option<&str>) -> Result<ChunkKey> {
-        if let Some(salt) = salt {
-            check_name("cache salt", salt)?;
-        }
-        Ok(self.checked_key(hash, salt))
+    /// The key of a chunk. Only who knows the salt finds what was stored with it, and nobody reads it in the key.
+    pub fn key(&self, hash: ChunkHash, salt: Option<&str>) -> ChunkKey {
+        self.named(hash, salt.map(hashed).as_deref())
     }
 
     /// The keys of all whole chunks of `tokens`, in order.
-    ///
-    /// # Errors
-    /// As [`KeySpace::key`].
-    pub fn keys(&self, tokens: &[u32], salt: Option<&str>) -> Result<Vec<ChunkKey>> {
-        if let Some(salt) = salt {
-            check_name("cache salt", salt)?;
-        }
-        Ok(ChunkHash::chain(tokens).map(|hash| self.checked_key(hash, salt)).collect())
+    pub fn keys(&self, tokens: &[u32], salt: Option<&str>) -> Vec<ChunkKey> {
+        let salt = salt.map(hashed);
+        ChunkHash::chain(tokens).map(|hash| self.named(hash, salt.as_deref())).collect()
     }
 
-    fn checked_key(&self, hash: ChunkHash, salt: Option<&str>) -> ChunkKey {
+    fn named(&self, hash: ChunkHash, salt: Option<&str>) -> ChunkKey {
         let Self { namespace, model, rank, group } = self;
         let mut name = format!("{model}@{rank:08x}@{group:x}@{hash}");
         if let Some(salt) = salt {
@@ -214,6 +203,11 @@ impl KeySpace {
         }
         ChunkKey { namespace: namespace.clone(), name: name.into() }
     }
+}
+
+/// A salt as keys carry it.
+fn hashed(salt: &str) -> String {
+    hex(&blake3::derive_key("tilewise cache salt 1", salt.as_bytes()))
 }
 
 /// Names take part in keys between `@`, and in logs.
@@ -234,7 +228,7 @@ pub struct ChunkKey {
 }
 
 impl ChunkKey {
-    /// `{model}@{rank:08x}@{group:x}@{hash}[@{salt}]`.
+    /// `{model}@{rank:08x}@{group:x}@{hash}[@{salt}]`, the salt hashed.
     pub fn name(&self) -> &str {
         &self.name
     }

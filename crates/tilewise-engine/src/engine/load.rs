@@ -3,7 +3,7 @@
 use tilewise::{DType, Device, KvCache, KvCacheConfig};
 
 use crate::model::layers::Limits;
-use crate::model::{Loader, Model, ModelConfig, ModelSource, Progress, Weights};
+use crate::model::{Loader, Model, ModelConfig, ModelSource, Report, Weights};
 use crate::speculate::DraftModel;
 use crate::{Drafter, EngineConfig, Error, KvBudget, Result};
 
@@ -26,7 +26,7 @@ pub(super) fn load_models(
     source: &ModelSource,
     config: &EngineConfig,
     limits: Limits,
-    report: &mut dyn FnMut(Progress),
+    report: &mut Report<'_>,
 ) -> Result<Loaded> {
     let (sizes, weights) = source.open()?;
     let dtype = weight_dtype(config, &weights, &sizes);
@@ -53,7 +53,7 @@ fn load(
     weights: &Weights,
     dtype: DType,
     limits: Limits,
-    report: &mut dyn FnMut(Progress),
+    report: &mut Report<'_>,
 ) -> Result<Box<dyn Model>> {
     let total = match weights.total_bytes() {
         0 => sizes.num_parameters() * DType::Bf16.size(),
@@ -70,7 +70,7 @@ fn load_drafter(
     target: &ModelConfig,
     config: &EngineConfig,
     limits: Limits,
-    report: &mut dyn FnMut(Progress),
+    report: &mut Report<'_>,
 ) -> Result<(Box<dyn Model>, DType)> {
     let (sizes, weights) = source.open()?;
     if sizes.vocab_size != target.vocab_size {

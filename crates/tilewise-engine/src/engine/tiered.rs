@@ -7,7 +7,7 @@ use tilewise::{Device, KvCache};
 
 use super::Engine;
 use crate::cache::PagePool;
-use crate::cache::keys::{CHUNK_TOKENS, ChunkHash, KeySpace, ModelDigest, Namespace};
+use crate::cache::keys::{CHUNK_TOKENS, KeySpace, ModelDigest, Namespace};
 use crate::cache::tiers::{
     CacheTier, Fetched, Poll, Ticket, Tiers, TiersStats, download_chunk, upload_chunk,
 };
@@ -117,7 +117,7 @@ impl Engine {
     pub(super) fn demote(&mut self) {
         let Some(tiered) = &self.tiered else { return };
         for chunk in self.scheduler.take_full_chunks() {
-            let Ok(key) = tiered.keys.key(chunk.hash, chunk.salt.as_deref()) else { continue };
+            let key = tiered.keys.key(chunk.hash, chunk.salt.as_deref());
             if let Ok(bytes) = download_chunk(&*self.device, &self.kv, &chunk.pages) {
                 let _ = tiered.tiers.demote(key, bytes);
             }
@@ -126,11 +126,6 @@ impl Engine {
 }
 
 impl Tiered {
-    /// Checks that keys can carry a salt.
-    pub(super) fn check_salt(&self, salt: Option<&str>) -> Result<()> {
-        self.keys.key(ChunkHash::root(), salt).map(drop)
-    }
-
     /// Forgets what is fetched for a request.
     pub(super) fn abort(&mut self, request: RequestId) {
         self.fetches.retain(|fetch| fetch.of.0 != request);
@@ -146,13 +141,8 @@ impl Tiered {
             && let Some(prefetch) = scheduler.next_prefetch(pages)
         {
             let salt = prefetch.salt.as_deref();
-            let keys = prefetch.hashes.iter().map(|&hash| self.keys.key(hash, salt)).collect::<Result<_>>();
-            match keys {
-                Ok(keys) => {
-                    self.fetches.push(Fetch { of: prefetch.of, ticket: self.tiers.fetch(keys) });
-                }
-                Err(_) => scheduler.end_prefetch(prefetch.of),
-            }
+            let keys = prefetch.hashes.iter().map(|&hash| self.keys.key(hash, salt)).collect();
+            self.fetches.push(Fetch { of: prefetch.of, ticket: self.tiers.fetch(keys) });
         }
     }
 }

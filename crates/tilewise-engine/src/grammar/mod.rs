@@ -7,6 +7,7 @@ mod build;
 mod schema;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -158,23 +159,44 @@ type Completion = (RequestId, usize);
 /// Where the texts of all requests with a grammar are.
 #[derive(Default)]
 pub(crate) struct Grammars {
-    matchers: HashMap<Completion, Matcher>,
+    matchers: HashMap<Completion, Followed>,
+    /// The place that a token leads to from another place of the same request.
+    places: HashMap<(RequestId, Place, u32), Place>,
+    next_place: Place,
+}
+
+/// The tokens of a completion so far, by a number: completions of a request at one place have the same, and may go on
+/// alike.
+type Place = u64;
+
+/// A completion on its way through its grammar.
+struct Followed {
+    matcher: Matcher,
+    place: Place,
 }
 
 impl Grammars {
     /// Follows the `n` completions of a request from now on.
     pub(crate) fn insert(&mut self, request: RequestId, n: usize, grammar: &CompiledGrammar) {
-        self.matchers.extend((0..n).map(|index| ((request, index), grammar.start.deep_clone())));
+        let begin = |index| {
+            let followed = Followed { matcher: grammar.start.deep_clone(), place: 0 };
+            ((request, index), followed)
+        };
+        self.matchers.extend((0..n).map(begin));
     }
 
     /// Forgets a completion that is over.
     pub(crate) fn remove(&mut self, completion: Completion) {
         self.matchers.remove(&completion);
+        if !self.matchers.keys().any(|other| other.0 == completion.0) {
+            self.places.retain(|(request, _, _), _| *request != completion.0);
+        }
     }
 
     /// Forgets a request.
     pub(crate) fn abort(&mut self, request: RequestId) {
         self.matchers.retain(|completion, _| completion.0 != request);
+        self.places.retain(|(other, _, _), _| *other != request);
     }
 
     /// What the rows of a batch may draw, and those after which a completion can go no further.
@@ -188,13 +210,23 @@ impl Grammars {
             return (allowed, failed);
         }
         let words = vocab_size.div_ceil(32);
+        // Completions that have not parted share a mask.
+        let mut masks: HashMap<(RequestId, Place), SimpleVob> = HashMap::new();
         for (place, sequence) in batch.sequences.iter().enumerate() {
             let (completion, mut row) = ((sequence.request, sequence.index), sequence.first_row as u32);
             let has_rows = sequence.num_rows() > 0;
-            let Some(matcher) = self.matchers.get_mut(&completion).filter(|_| has_rows) else { continue };
+            let Some(Followed { matcher, place: at }) =
+                self.matchers.get_mut(&completion).filter(|_| has_rows)
+            else {
+                continue;
+            };
             if !sequence.is_branch {
-                match matcher.compute_mask() {
-                    Ok(mask) => allowed.push(row, &mask, words),
+                let mask = match masks.entry((sequence.request, *at)) {
+                    Entry::Occupied(made) => Ok(made.into_mut()),
+                    Entry::Vacant(room) => matcher.compute_mask().map(|mask| room.insert(mask)),
+                };
+                match mask {
+                    Ok(mask) => allowed.push(row, mask, words),
                     Err(why) => {
                         let why = FinishReason::Ungrammatical(sentence(&why.to_string()));
                         failed.push((row as usize, why));
@@ -211,7 +243,12 @@ impl Grammars {
 
     /// Takes over a token; says why the completion ends with it, if it does.
     pub(crate) fn push(&mut self, completion: Completion, id: u32) -> Option<FinishReason> {
-        let matcher = self.matchers.get_mut(&completion)?;
+        let Followed { matcher, place } = self.matchers.get_mut(&completion)?;
+        let next_place = &mut self.next_place;
+        *place = *self.places.entry((completion.0, *place, id)).or_insert_with(|| {
+            *next_place += 1;
+            *next_place
+        });
         match matcher.consume_token(id) {
             Err(why) => Some(FinishReason::Ungrammatical(sentence(&why.to_string()))),
             Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),
@@ -266,6 +303,12 @@ fn sentence(why: &str) -> String {
     words.chars().take(LENGTH).collect()
 }
 
+/// Work for the automaton of a grammar, in nodes of expressions: some milliseconds.
+const LEXER_FUEL: u64 = 200_000;
+
+/// States of that automaton: one or two KB each.
+const LEXER_STATES: usize = 30_000;
+
 fn factory(source: &ModelSource) -> Result<ParserFactory> {
     let unsupported = |why: String| Error::unsupported("a grammar", why);
     let config = source.config()?;
@@ -282,6 +325,10 @@ fn factory(source: &ModelSource) -> Result<ParserFactory> {
     let mut factory = ParserFactory::new_simple(&environment).map_err(|e| unsupported(e.to_string()))?;
     factory.quiet();
     // Errors go to whoever sent the grammar, and shall not tell how the program is built.
-    factory.limits_mut().verbose_errors = false;
+    let limits = factory.limits_mut();
+    limits.verbose_errors = false;
+    // A schema of a page takes some thousands; a regular expression can be made to take anything, time and memory.
+    limits.initial_lexer_fuel = LEXER_FUEL;
+    limits.max_lexer_states = LEXER_STATES;
     Ok(factory)
 }

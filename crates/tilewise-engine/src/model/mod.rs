@@ -14,7 +14,7 @@ pub use config::{ModelConfig, SamplingDefaults};
 pub use families::{FAMILIES, Family};
 pub use source::{EmbeddedModel, ModelSource};
 pub(crate) use weights::weight_files;
-pub use weights::{Loader, Progress, TensorInfo, Weights};
+pub use weights::{Loader, Progress, Report, TensorInfo, Weights, unwatched};
 
 use crate::Result;
 use crate::scheduler::BatchPlan;

@@ -142,7 +142,12 @@ pub(crate) fn open_with_threads(
     threads: usize,
 ) -> tilewise_engine::Result<Engine> {
     let device = tilewise::open("cpu", Some(threads)).unwrap();
-    Engine::new(device, &ModelSource::Folder(folder.to_owned()), config, &mut |_| {})
+    Engine::new(
+        device,
+        &ModelSource::Folder(folder.to_owned()),
+        config,
+        &mut tilewise_engine::model::unwatched,
+    )
 }
 
 pub(crate) fn open_on(
@@ -150,7 +155,12 @@ pub(crate) fn open_on(
     folder: &Path,
     config: &EngineConfig,
 ) -> tilewise_engine::Result<Engine> {
-    Engine::new(device.clone(), &ModelSource::Folder(folder.to_owned()), config, &mut |_| {})
+    Engine::new(
+        device.clone(),
+        &ModelSource::Folder(folder.to_owned()),
+        config,
+        &mut tilewise_engine::model::unwatched,
+    )
 }
 
 /// A GPU under test.

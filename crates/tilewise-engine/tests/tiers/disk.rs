@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tilewise_engine::Error;
-use tilewise_engine::cache::tiers::{CacheTier, DiskTier, TierError};
+use tilewise_engine::cache::tiers::{CacheTier, DiskTier, ObjectTier, PRIVATE, TierError};
 
-use crate::support::{Chunks, Random};
+use crate::support::{Chunks, LONG, Random};
 
 /// Tells a child of this test what to do, and where.
 const FOLDER: &str = "TILEWISE_TEST_FOLDER";
@@ -213,4 +213,55 @@ fn a_write_that_ends_halfway_for_want_of_room_leaves_nothing() {
     let mut disk = DiskTier::open(folder.path(), BOUND).unwrap();
     disk.store(&chunks.key(1), &chunks.value(1)).unwrap();
     assert!(chunks.is_in(&mut disk, 1), "with room there is no harm left");
+}
+
+#[cfg(unix)]
+#[test]
+fn files_are_for_their_owner_alone_unless_the_folder_is_shared() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let (chunks, folder) = (Chunks::new(1, 4096), tempfile::tempdir().unwrap());
+    for (wanted, of_file, of_folder) in
+        [(PRIVATE, 0o600, 0o700), (0o660, 0o660, 0o770), (0o640, 0o640, 0o750)]
+    {
+        let place = folder.path().join(format!("{wanted:o}")).join("cache");
+        let mut disk = DiskTier::with_mode(&place, BOUND, wanted).unwrap();
+        disk.store(&chunks.key(0), &chunks.value(0)).unwrap();
+        let [(file, _)] = &files(&place)[..] else { panic!("one file") };
+        assert_eq!((mode(file), mode(file.parent().unwrap()), mode(&place)), (of_file, of_folder, of_folder));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_stands_in_a_files_place_is_a_miss_and_makes_way() {
+    let (chunks, folder) = (Chunks::new(1, 4096), tempfile::tempdir().unwrap());
+    let objects = tempfile::tempdir().unwrap();
+    let mut tiers: [(Box<dyn CacheTier>, &Path); 2] = [
+        (Box::new(DiskTier::open(folder.path(), BOUND).unwrap()), folder.path()),
+        (Box::new(ObjectTier::folder(objects.path(), LONG).unwrap()), objects.path()),
+    ];
+    for (tier, folder) in &mut tiers {
+        let spoils: [&dyn Fn(&Path); 5] = [
+            &|path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+            &|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap(),
+            &|path| std::os::unix::fs::symlink("/nonexistent/x", path).unwrap(),
+            &|path| std::os::unix::fs::symlink(path, path).unwrap(),
+            &|path| File::create(path).unwrap().set_len(1 << 40).unwrap(),
+        ];
+        for (index, spoil) in spoils.iter().enumerate() {
+            tier.store(&chunks.key(0), &chunks.value(0)).unwrap();
+            assert!(chunks.is_in(&mut **tier, 0), "{index}");
+            let [(file, _)] = &files(folder)[..] else { panic!("one file") };
+            fs::remove_file(file).unwrap();
+            spoil(file);
+            let start = Instant::now();
+            let loaded = tier.load(&chunks.key(0)).unwrap();
+            assert!(loaded.is_none_or(|value| value.open(&chunks.key(0)).is_err()), "{index}");
+            assert!(start.elapsed() < Duration::from_secs(2), "{index}: {:?}", start.elapsed());
+            tier.remove(&chunks.key(0)).unwrap();
+        }
+        tier.store(&chunks.key(0), &chunks.value(0)).unwrap();
+        assert!(chunks.is_in(&mut **tier, 0));
+    }
 }

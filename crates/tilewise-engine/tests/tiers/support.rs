@@ -52,14 +52,14 @@ impl Chunks {
         let digest = ModelDigest::from_bytes([1; 32]);
         let space = KeySpace::new(Namespace::new(&layout, &config, DType::F32, digest), "org/model").unwrap();
         let tokens: Vec<u32> = (0..256 * count as u32).collect();
-        let keys = space.keys(&tokens, None).unwrap();
+        let keys = space.keys(&tokens, None);
         Self { space, keys }
     }
 
     /// The keys of another model in the same namespace, with a salt or without.
     pub(crate) fn named(&self, model: &str, salt: Option<&str>) -> ChunkKey {
         let space = KeySpace::new(self.keys[0].namespace().clone(), model).unwrap();
-        space.key(ChunkHash::root(), salt).unwrap()
+        space.key(ChunkHash::root(), salt)
     }
 
     pub(crate) fn keys(&self) -> Vec<ChunkKey> {
@@ -72,7 +72,7 @@ impl Chunks {
 
     /// A key of the same cache under which nothing was stored.
     pub(crate) fn unknown(&self) -> ChunkKey {
-        self.space.key(ChunkHash::root(), Some("nobody")).unwrap()
+        self.space.key(ChunkHash::root(), Some("nobody"))
     }
 
     /// Bytes that only this chunk has.

@@ -25,7 +25,9 @@ fn worker() -> (Worker, Arc<FaultyDevice>) {
     let device = Arc::new(FaultyDevice::new(tilewise::open("cpu", Some(1)).unwrap()));
     let (shared, model) =
         (device.clone(), PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo"));
-    let load = move || Engine::new(shared, &ModelSource::Folder(model), &config(), &mut |_| {});
+    let load = move || {
+        Engine::new(shared, &ModelSource::Folder(model), &config(), &mut tilewise_engine::model::unwatched)
+    };
     let worker = Worker::start(load, None).unwrap();
     assert_eq!(wait(worker.handle().loaded()), WorkerState::Ready);
     (worker, device)

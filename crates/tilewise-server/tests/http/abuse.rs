@@ -330,3 +330,39 @@ fn errors_name_no_path_of_this_machine() {
         );
     }
 }
+
+#[test]
+fn names_and_salts_are_short_and_visible() {
+    for field in ["rid", "request_id", "cache_salt", "extra_key"] {
+        for name in ["", "a b", "a\nb", "\u{e9}", &"x".repeat(129), &"x".repeat(1 << 20)] {
+            refused(&json!({ field: name }), field);
+        }
+        let most = "~".repeat(128);
+        server().ask(PATH, &json!({ "prompt": "def f(", "max_tokens": 1, field: most }));
+    }
+    unharmed(server());
+}
+
+#[test]
+fn a_regular_expression_that_explodes_holds_up_nobody() {
+    refused(&json!({ "regex": "x".repeat(4097) }), "regex");
+    let classes = |count: usize| -> String {
+        (0..count).map(|index| format!("[^{}]*", char::from(b'a' + (index % 26) as u8))).collect()
+    };
+    let hostile =
+        [classes(800), "(a?){1000}a{1000}".to_owned(), format!("({})+", "[0-9a-f]{1,200}".repeat(20))];
+    std::thread::scope(|scope| {
+        for regex in &hostile {
+            scope.spawn(move || {
+                let body = json!({ "prompt": "x", "regex": regex, "max_tokens": 2 });
+                let answer = server().post(PATH, &body);
+                assert!([200, 400].contains(&answer.status), "{}", answer.text());
+            });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        server().ask(PATH, &json!({ "prompt": "x", "regex": "[0-9]", "max_tokens": 2 }));
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    });
+    unharmed(server());
+}

@@ -77,7 +77,14 @@ pub(crate) fn start_model(
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async move {
-            let load = move || Engine::new(tilewise::open("cpu", Some(1))?, &loaded, &engine, &mut |_| {});
+            let load = move || {
+                Engine::new(
+                    tilewise::open("cpu", Some(1))?,
+                    &loaded,
+                    &engine,
+                    &mut tilewise_engine::model::unwatched,
+                )
+            };
             let server = Server::bind(config, &source, Worker::start(load, None)?).await?;
             let (address, loaded) = (server.address(), server.loaded());
             let serving = tokio::spawn(server.serve(async {

@@ -85,6 +85,26 @@ fn logprobs_are_of_the_answer_and_of_the_prompt_from_where_it_is_asked() {
 }
 
 #[test]
+fn a_stream_tells_each_token_once() {
+    let more = with(&json!({
+        "return_logprob": true, "logprob_start_len": 1, "top_logprobs_num": 2, "return_text_in_logprobs": true,
+    }));
+    let whole = server().ask(PATH, &more);
+    let chunks = chunks(&server().stream(PATH, &more));
+    let all = |of: &dyn Fn(&Value) -> &Value| -> Vec<Value> {
+        chunks.iter().filter_map(|chunk| of(chunk).as_array()).flatten().cloned().collect()
+    };
+    assert_eq!(json!(all(&|chunk| &chunk["output_ids"])), whole["output_ids"]);
+    for field in
+        ["input_token_logprobs", "input_top_logprobs", "output_token_logprobs", "output_top_logprobs"]
+    {
+        assert_eq!(json!(all(&|chunk| &chunk["meta_info"][field])), whole["meta_info"][field], "{field}");
+    }
+    let told = chunks.iter().filter(|chunk| chunk["meta_info"]["input_token_logprobs"].is_array());
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
 fn several_prompts_are_answered_by_a_list() {
     let both = server().ask(PATH, &with(&json!({ "text": ["def add(a, b):", "import "] })));
     assert_eq!(both[0]["text"], server().ask(PATH, &body())["text"]);

@@ -24,7 +24,8 @@ fn engine_config() -> EngineConfig {
 /// Tokens per second of the engine by itself, and its texts' tokens.
 fn alone() -> f64 {
     let device = tilewise::open("cpu", Some(1)).unwrap();
-    let mut engine = Engine::new(device, &demo(), &engine_config(), &mut |_| {}).unwrap();
+    let mut engine =
+        Engine::new(device, &demo(), &engine_config(), &mut tilewise_engine::model::unwatched).unwrap();
     let began = Instant::now();
     for index in 0..STREAMS {
         let mut request = GenerateRequest::new(prompt(index), TOKENS);

@@ -74,7 +74,7 @@ fn a_server_says_that_its_model_is_loading() {
     let mut server = unloaded(move || {
         finished.recv().unwrap();
         let config = EngineConfig { kv: KvBudget::Tokens(2048), ..EngineConfig::default() };
-        Engine::new(tilewise::open("cpu", Some(1))?, &demo(), &config, &mut |_| {})
+        Engine::new(tilewise::open("cpu", Some(1))?, &demo(), &config, &mut tilewise_engine::model::unwatched)
     });
     assert_eq!(server.get("/health").status, 503);
     assert_eq!(server.post("/generate", &json!({ "text": "x" })).header("retry-after"), Some("5"));

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &BenchAttentionArgs) -> Result<(), CliError> {
     if let Some(path) = &args.html {
         let html = report::html(&device.caps().description, &rows);
         std::fs::write(path, html).map_err(|error| model::unwritable(path, &error))?;
-        eprintln!("wrote {}", path.display());
+        say!("wrote {}", path.display());
     }
     Ok(())
 }

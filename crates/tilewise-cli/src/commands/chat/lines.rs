@@ -72,7 +72,7 @@ impl Lines {
                 _ => editor.save_history(&file),
             };
             kept.inspect_err(|error| {
-                eprintln!("tilewise: note: {}: no history of lines is kept: {error}", file.display());
+                say!("tilewise: note: {}: no history of lines is kept: {error}", file.display());
             })
             .is_ok()
             .then_some(file)
@@ -107,7 +107,7 @@ impl Lines {
                 Err(ReadlineError::Eof) => Ok(None),
                 // Ctrl-C forgets the line.
                 Err(ReadlineError::Interrupted) => {
-                    eprintln!("(Ctrl-D or /exit ends)");
+                    say!("(Ctrl-D or /exit ends)");
                     Ok(Some(String::new()))
                 }
                 Err(error) => Err(terminal(&error)),

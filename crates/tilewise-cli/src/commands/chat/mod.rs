@@ -45,20 +45,20 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
     let interrupt = Interrupt::listen(is_terminal)?;
     if is_terminal {
         let device = &device.caps().name;
-        eprintln!("{} on {device}; /help says what there is besides text, Ctrl-D ends", source.name());
+        say!("{} on {device}; /help says what there is besides text, Ctrl-D ends", source.name());
         if matches!(source, ModelSource::Embedded(_)) {
-            eprintln!(
+            say!(
                 "This model is a toy that knows Python: \"Write a function that adds two numbers\". --model takes another."
             );
         }
     }
     while let Some(line) = lines.next()? {
         match line {
-            Line::Help => eprintln!("{HELP}"),
+            Line::Help => say!("{HELP}"),
             Line::Clear => session.clear(),
             Line::Exit => break,
             Line::Unknown(line) => {
-                eprintln!(
+                say!(
                     "tilewise: there is no command {line}; /help says which there are, and a space before it says it to the \
                      model"
                 );
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), CliError> {
             Line::Turn(text) => match say(&mut session, &mut engine, &text, args.run.format, &interrupt) {
                 // A conversation goes on without the turn; a script is told by the exit code.
                 Err(error) if is_terminal && !matches!(error, CliError::Closed) => {
-                    eprintln!("tilewise: {error}");
+                    say!("tilewise: {error}");
                 }
                 other => other?,
             },
@@ -92,7 +92,7 @@ fn say(
     drop(guard);
     out.end(&answer)?;
     if let Some(why) = session.why_cut(&answer) {
-        eprintln!("tilewise: {why}");
+        say!("tilewise: {why}");
     }
     Ok(())
 }

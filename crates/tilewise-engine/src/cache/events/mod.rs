@@ -2,10 +2,19 @@
 
 mod publisher;
 mod wire;
+mod zmtp;
 
 use std::fmt;
 
 pub use publisher::KvEventPublisher;
+
+/// Whether only this machine reaches an endpoint such as `tcp://127.0.0.1:5557`: events carry token ids, and ask for no key.
+///
+/// # Errors
+/// [`Error::Value`](crate::Error::Value) for one that names no address.
+pub fn is_loopback(endpoint: &str) -> crate::Result<bool> {
+    publisher::is_loopback(endpoint)
+}
 
 /// What the tokens of a page and of all pages before it hash to: blake3 of the hash before and the token ids, each 32
 /// bits, big-endian. The hash before the first page is that of the salt's bytes, none without a salt.

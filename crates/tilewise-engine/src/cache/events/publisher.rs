@@ -1,13 +1,18 @@
 //! Events over ZeroMQ: published as they come, and told again to whoever missed some.
 
 use std::collections::VecDeque;
+use std::net::ToSocketAddrs;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
-use zeromq::{Endpoint, PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+use tokio::task::JoinSet;
 
+use super::zmtp::{Peer, Said};
 use super::{KvEvent, wire};
 use crate::{Error, Result};
 
@@ -15,6 +20,12 @@ use crate::{Error, Result};
 const REPLAYED: usize = 10_000;
 /// Messages that wait to be sent; more are dropped, which leaves a gap in their numbers.
 const QUEUED: usize = 10_000;
+/// Peers of each socket at once; more are turned away.
+const MAX_PEERS: usize = 32;
+/// Subscriptions of a peer.
+const MAX_TOPICS: usize = 64;
+/// Time that subscribers have to take what is left at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Ends a replay in place of a number.
 const END: [u8; 8] = (-1i64).to_be_bytes();
 
@@ -32,13 +43,6 @@ pub struct KvEventPublisher {
     endpoint: String,
     replay_endpoint: Option<String>,
     next: u64,
-}
-
-/// Where a publisher listens.
-struct Sockets {
-    events: PubSocket,
-    replay: Option<RouterSocket>,
-    topic: String,
 }
 
 impl KvEventPublisher {
@@ -107,7 +111,7 @@ fn serve(
     replay: Option<&str>,
     topic: String,
     bound: &SyncSender<Bound>,
-    mut queued: mpsc::Receiver<Numbered>,
+    queued: mpsc::Receiver<Numbered>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -117,84 +121,201 @@ fn serve(
         }
     };
     runtime.block_on(async move {
-        let (mut sockets, endpoints) = match Sockets::bind(endpoint, replay, topic).await {
-            Ok(sockets) => sockets,
+        let listeners = async {
+            let events = bind(endpoint).await?;
+            let replay = match replay {
+                Some(endpoint) => Some(bind(endpoint).await?),
+                None => None,
+            };
+            Ok((events, replay))
+        };
+        match listeners.await {
+            Ok(((events, at), replay)) => {
+                let (replay, replay_at) = replay.unzip();
+                let _ = bound.send(Ok((at, replay_at)));
+                Publishing::new(topic).run(events, replay, queued).await;
+            }
             Err(error) => {
                 let _ = bound.send(Err(error));
-                return;
-            }
-        };
-        let _ = bound.send(Ok(endpoints));
-        let mut sent = VecDeque::new();
-        loop {
-            tokio::select! {
-                message = queued.recv() => match message {
-                    Some(message) => sockets.publish(message, &mut sent).await,
-                    None => return,
-                },
-                asked = receive(sockets.replay.as_mut()) => sockets.answer(asked, &sent).await,
             }
         }
     });
 }
 
-/// What somebody asks of the replay socket; never, where there is none.
-async fn receive(replay: Option<&mut RouterSocket>) -> Option<ZmqMessage> {
-    match replay {
-        Some(replay) => replay.recv().await.ok(),
-        None => std::future::pending().await,
-    }
+/// Listens at `tcp://HOST:PORT`; returns where that is.
+async fn bind(endpoint: &str) -> Result<(TcpListener, String)> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::value(
+            "KV events endpoint",
+            "one to listen at, tcp://HOST:PORT",
+            format!("{endpoint}: {error}"),
+        )
+    };
+    let address = address(endpoint).ok_or_else(|| failed(&"no such address"))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| failed(&error))?;
+    let at = listener.local_addr().map_err(|error| failed(&error))?;
+    Ok((listener, format!("tcp://{at}")))
 }
 
-impl Sockets {
-    async fn bind(
-        endpoint: &str,
-        replay: Option<&str>,
-        topic: String,
-    ) -> Result<(Self, (String, Option<String>))> {
-        let failed = |endpoint: &str, error: &dyn std::fmt::Display| {
-            Error::value("KV events endpoint", "one to listen at", format!("{endpoint}: {error}"))
-        };
-        let mut events = PubSocket::new();
-        let at = events.bind(endpoint).await.map_err(|error| failed(endpoint, &error))?;
-        let (mut socket, mut replay_at) = (None, None);
-        if let Some(endpoint) = replay {
-            let mut router = RouterSocket::new();
-            let at = router.bind(endpoint).await.map_err(|error| failed(endpoint, &error))?;
-            (socket, replay_at) = (Some(router), Some(at));
+/// The address of an endpoint; a star is all of this machine's.
+fn address(endpoint: &str) -> Option<String> {
+    let address = endpoint.strip_prefix("tcp://")?;
+    Some(address.strip_prefix('*').map_or_else(|| address.to_owned(), |port| format!("0.0.0.0{port}")))
+}
+
+/// Whether only this machine reaches an endpoint.
+///
+/// # Errors
+/// [`Error::Value`] for one that names no address.
+pub(super) fn is_loopback(endpoint: &str) -> Result<bool> {
+    let failed =
+        |why: String| Error::value("KV events endpoint", "tcp://HOST:PORT", format!("{endpoint}: {why}"));
+    let address = address(endpoint).ok_or_else(|| failed("no such address".to_owned()))?;
+    let mut addresses = address.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
+    Ok(addresses.all(|address| address.ip().is_loopback()))
+}
+
+/// What was published, and those who listen.
+struct Publishing {
+    topic: Arc<str>,
+    told: broadcast::Sender<Arc<Numbered>>,
+    sent: Arc<Mutex<VecDeque<Arc<Numbered>>>>,
+    subscribers: JoinSet<()>,
+    askers: JoinSet<()>,
+}
+
+impl Publishing {
+    fn new(topic: String) -> Self {
+        Self {
+            topic: topic.into(),
+            told: broadcast::Sender::new(QUEUED),
+            sent: Arc::default(),
+            subscribers: JoinSet::new(),
+            askers: JoinSet::new(),
         }
-        let name = |endpoint: Endpoint| endpoint.to_string();
-        Ok((Self { events, replay: socket, topic }, (name(at), replay_at.map(name))))
     }
 
-    /// Sends a message to all who listen; who cannot keep up misses it and may ask for it.
-    async fn publish(&mut self, message: Numbered, sent: &mut VecDeque<Numbered>) {
-        let mut frames = ZmqMessage::from(self.topic.clone());
-        frames.push_back(message.0.to_be_bytes().to_vec().into());
-        frames.push_back(message.1.clone().into());
-        let _ = self.events.send(frames).await;
+    async fn run(
+        mut self,
+        events: TcpListener,
+        replay: Option<TcpListener>,
+        mut queued: mpsc::Receiver<Numbered>,
+    ) {
+        loop {
+            tokio::select! {
+                message = queued.recv() => match message {
+                    Some(message) => self.publish(message),
+                    None => break,
+                },
+                stream = accept(Some(&events)) => if self.subscribers.len() < MAX_PEERS {
+                    self.subscribers.spawn(tell(stream, self.topic.clone(), self.told.subscribe()));
+                },
+                stream = accept(replay.as_ref()) => if self.askers.len() < MAX_PEERS {
+                    self.askers.spawn(answer(stream, self.sent.clone()));
+                },
+                Some(_) = self.subscribers.join_next() => {}
+                Some(_) = self.askers.join_next() => {}
+            }
+        }
+        let Self { told, mut subscribers, .. } = self;
+        drop(told);
+        let all = async { while subscribers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
+
+    fn publish(&self, message: Numbered) {
+        let message = Arc::new(message);
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         if sent.len() == REPLAYED {
             sent.pop_front();
         }
-        sent.push_back(message);
+        sent.push_back(message.clone());
+        // Nobody may listen.
+        let _ = self.told.send(message);
     }
+}
 
-    /// Tells again what was sent from a number on; what is no such question is left without an answer.
-    async fn answer(&mut self, asked: Option<ZmqMessage>, sent: &VecDeque<Numbered>) {
-        let (Some(asked), Some(replay)) = (asked, &mut self.replay) else { return };
-        let frames = asked.into_vec();
-        let [client, empty, first] = &frames[..] else { return };
-        let Ok(first) = <[u8; 8]>::try_from(&first[..]).map(u64::from_be_bytes) else { return };
-        let answers = sent.iter().filter(|message| message.0 >= first);
-        let answers = answers.map(|(number, events)| (number.to_be_bytes(), events.clone()));
-        for (number, events) in answers.chain([(END, Vec::new())]) {
-            let mut frames = ZmqMessage::from(client.clone());
-            frames.push_back(empty.clone());
-            frames.push_back(number.to_vec().into());
-            frames.push_back(events.into());
-            if replay.send(frames).await.is_err() {
+/// Somebody who connects; nobody, where nothing listens.
+async fn accept(listener: Option<&TcpListener>) -> TcpStream {
+    let Some(listener) = listener else { return std::future::pending().await };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // The system has no more descriptors, or the peer is gone already.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Tells a subscriber what it has subscribed to. Who cannot keep up misses some, and may ask for it.
+async fn tell(stream: TcpStream, topic: Arc<str>, mut news: broadcast::Receiver<Arc<Numbered>>) {
+    let Ok(mut peer) = Peer::greet(stream, "PUB", &["SUB", "XSUB"]).await else { return };
+    let mut topics: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let goes_on = tokio::select! {
+            said = peer.next() => match said {
+                Ok(Said::Ping(context)) => peer.pong(&context).await.is_ok(),
+                Ok(said) => subscribe(said, &mut topics),
+                Err(_) => false,
+            },
+            message = news.recv() => match message {
+                Ok(message) if topics.iter().any(|prefix| topic.as_bytes().starts_with(prefix)) => {
+                    let (number, events) = &*message;
+                    peer.send(&[topic.as_bytes(), &number.to_be_bytes(), events]).await.is_ok()
+                }
+                Ok(_) | Err(RecvError::Lagged(_)) => true,
+                Err(RecvError::Closed) => false,
+            },
+        };
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Changes what somebody has subscribed to; whether that may go on.
+fn subscribe(said: Said, topics: &mut Vec<Vec<u8>>) -> bool {
+    // In older versions a message whose first byte says which.
+    let (is_on, topic) = match said {
+        Said::Subscribe(topic) => (true, topic),
+        Said::Cancel(topic) => (false, topic),
+        Said::Message(frames) => match &frames[..] {
+            [frame] if frame.first() == Some(&1) => (true, frame[1..].to_vec()),
+            [frame] if frame.first() == Some(&0) => (false, frame[1..].to_vec()),
+            _ => return true,
+        },
+        Said::Ping(_) => return true,
+    };
+    if is_on {
+        topics.push(topic);
+    } else if let Some(index) = topics.iter().position(|known| *known == topic) {
+        topics.remove(index);
+    }
+    topics.len() <= MAX_TOPICS
+}
+
+/// Tells again what was sent from a number on; what is no such question is left without an answer.
+async fn answer(stream: TcpStream, sent: Arc<Mutex<VecDeque<Arc<Numbered>>>>) {
+    let Ok(mut peer) = Peer::greet(stream, "ROUTER", &["REQ", "DEALER", "ROUTER"]).await else { return };
+    while let Ok(said) = peer.next().await {
+        let frames = match said {
+            Said::Message(frames) => frames,
+            Said::Ping(context) if peer.pong(&context).await.is_err() => return,
+            _ => continue,
+        };
+        let [empty, first] = &frames[..] else { continue };
+        let Ok(first) = <[u8; 8]>::try_from(&first[..]).map(u64::from_be_bytes) else { continue };
+        let answers: Vec<Arc<Numbered>> = {
+            let sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+            sent.iter().filter(|message| message.0 >= first).cloned().collect()
+        };
+        for message in &answers {
+            if peer.send(&[empty, &message.0.to_be_bytes(), &message.1]).await.is_err() {
                 return;
             }
+        }
+        if peer.send(&[empty, &END, &[]]).await.is_err() {
+            return;
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum TierConfig {
         folder: PathBuf,
         /// The bound.
         bytes: u64,
+        /// Permissions of its files, such as [`super::PRIVATE`] or, for a folder that users share, `0o660`.
+        mode: u32,
     },
     /// A server that speaks RESP, at `redis://[user:password@]host[:port][/database]`.
     Resp {
@@ -49,7 +51,7 @@ impl TierConfig {
     pub fn open(&self) -> Result<Box<dyn CacheTier>> {
         Ok(match self {
             Self::Host { bytes } => Box::new(HostTier::new(*bytes)),
-            Self::Disk { folder, bytes } => Box::new(DiskTier::open(folder, *bytes)?),
+            Self::Disk { folder, bytes, mode } => Box::new(DiskTier::with_mode(folder, *bytes, *mode)?),
             Self::Resp { address } => Box::new(RespTier::new(address, RESP_TIMEOUT)?),
             Self::S3(bucket) => Box::new(ObjectTier::s3(bucket, OBJECT_TIMEOUT)?),
             Self::ObjectFolder(folder) => Box::new(ObjectTier::folder(folder, OBJECT_TIMEOUT)?),
@@ -62,7 +64,7 @@ impl fmt::Debug for TierConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host { bytes } => write!(f, "Host({bytes} bytes)"),
-            Self::Disk { folder, bytes } => write!(f, "Disk({}, {bytes} bytes)", folder.display()),
+            Self::Disk { folder, bytes, .. } => write!(f, "Disk({}, {bytes} bytes)", folder.display()),
             Self::Resp { .. } => f.write_str("Resp"),
             Self::S3(bucket) => bucket.fmt(f),
             Self::ObjectFolder(folder) => write!(f, "ObjectFolder({})", folder.display()),

@@ -2,6 +2,9 @@
 //!
 //! A value is `{folder}/{2 hex digits}/{62 hex digits}` of its key's digest. It is written beside its place, synced and
 //! renamed, so that a file under such a name is whole. Nothing else in the folder is read or removed.
+//!
+//! Keys and values of a prompt give the prompt back: files are for their owner alone, unless the folder is shared on
+//! purpose.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::lru::{Digest, Lru};
+use super::regular;
 use super::{CacheTier, Source, TierError, Value};
 use crate::cache::keys::{ChunkKey, hex};
 use crate::{Error, Result};
@@ -31,27 +35,38 @@ static NEXT_PARTIAL: AtomicU64 = AtomicU64::new(0);
 pub struct DiskTier {
     folder: PathBuf,
     max_bytes: u64,
+    mode: u32,
     uses: Lru<SystemTime>,
     last_use: SystemTime,
     written_since_scan: u64,
 }
 
 impl DiskTier {
-    /// Opens a folder or makes it, removes what writers that are gone left half written, and evicts what is above
-    /// `max_bytes`.
+    /// As [`DiskTier::with_mode`], with files for their owner alone.
     ///
     /// # Errors
-    /// [`Error::File`] if the folder cannot be made or listed. One that cannot be written to is opened, and refuses
-    /// stores.
+    /// Likewise.
     pub fn open(folder: &Path, max_bytes: u64) -> Result<Self> {
+        Self::with_mode(folder, max_bytes, PRIVATE)
+    }
+
+    /// Opens a folder or makes it, removes what writers that are gone left half written, and evicts what is above
+    /// `max_bytes`. Files get `mode`, such as [`PRIVATE`], and folders may be listed by whoever may read those.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the folder cannot be made or listed, or is another user's although nobody else may read its
+    /// files. One that cannot be written to is opened, and refuses stores.
+    pub fn with_mode(folder: &Path, max_bytes: u64, mode: u32) -> Result<Self> {
         let failed = |e| Error::file(folder.display().to_string(), e);
         if !folder.is_dir() {
-            fs::create_dir_all(folder).map_err(failed)?;
+            make_folders(folder, mode).map_err(failed)?;
         }
+        check_owner(folder, mode)?;
         fs::read_dir(folder).map_err(failed)?;
         let mut tier = Self {
             folder: folder.to_owned(),
             max_bytes,
+            mode,
             uses: Lru::new(),
             last_use: SystemTime::UNIX_EPOCH,
             written_since_scan: 0,
@@ -127,25 +142,23 @@ impl DiskTier {
 
     /// The file of a key, if there is one.
     fn file(&mut self, digest: &Digest) -> Result<Option<File>, TierError> {
-        match File::open(self.path(digest)) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.uses.remove(digest);
-                Ok(None)
-            }
-            Err(error) => Err(refused(&error)),
+        let file = regular::open(&self.path(digest)).map_err(|error| refused(&error))?;
+        if file.is_none() {
+            self.uses.remove(digest);
         }
+        Ok(file)
     }
 
     fn write(&mut self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(digest);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+            make_folders(folder, self.mode)?;
         }
         let number = NEXT_PARTIAL.fetch_add(1, Ordering::Relaxed);
         let partial = path.with_extension(format!("{}-{number}{PARTIAL}", std::process::id()));
         let now = self.now();
-        let written = write_whole(&partial, bytes, now).and_then(|_locked| fs::rename(&partial, &path));
+        let written =
+            write_whole(&partial, bytes, now, self.mode).and_then(|_locked| fs::rename(&partial, &path));
         if written.is_err() {
             let _ = fs::remove_file(&partial);
         }
@@ -209,8 +222,8 @@ impl CacheTier for DiskTier {
 }
 
 /// Writes and syncs a file that stays locked as long as it is open, so that nobody takes it for a leftover.
-fn write_whole(path: &Path, bytes: &[u8], modified: SystemTime) -> io::Result<File> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+fn write_whole(path: &Path, bytes: &[u8], modified: SystemTime, mode: u32) -> io::Result<File> {
+    let mut file = create(path, mode)?;
     // Where there are no locks, it may be taken for a leftover, and the rename fails.
     let _ = file.try_lock();
     file.write_all(bytes)?;
@@ -219,9 +232,69 @@ fn write_whole(path: &Path, bytes: &[u8], modified: SystemTime) -> io::Result<Fi
     Ok(file)
 }
 
+/// Files for their owner alone.
+pub const PRIVATE: u32 = 0o600;
+
+#[cfg(unix)]
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode & PRIVATE).open(path)?;
+    if mode != PRIVATE {
+        // Whatever the process's mask takes away.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    Ok(file)
+}
+
+#[cfg(not(unix))]
+fn create(path: &Path, _mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).open(path)
+}
+
+/// Makes a folder, and those above it that are missing, for those who may read its files.
+#[cfg(unix)]
+fn make_folders(folder: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if folder.is_dir() {
+        return Ok(());
+    }
+    // Whoever reads a folder looks into it.
+    let mode = mode | (mode & 0o444) >> 2;
+    fs::DirBuilder::new().recursive(true).mode(mode & 0o700).create(folder)?;
+    if mode & 0o077 != 0 {
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn make_folders(folder: &Path, _mode: u32) -> io::Result<()> {
+    fs::create_dir_all(folder)
+}
+
+/// Refuses a folder that another user could have filled.
+#[cfg(unix)]
+fn check_owner(folder: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let failed = |why: &dyn std::fmt::Display| Error::file(folder.display().to_string(), why);
+    let (owner, own) =
+        (fs::metadata(folder).map_err(|e| failed(&e))?.uid(), rustix::process::geteuid().as_raw());
+    if owner == own || mode & 0o077 != 0 {
+        return Ok(());
+    }
+    Err(failed(&format!(
+        "belongs to user {owner}, not to {own}; take a folder of your own, or share this one by its mode"
+    )))
+}
+
+#[cfg(not(unix))]
+fn check_owner(_folder: &Path, _mode: u32) -> Result<()> {
+    Ok(())
+}
+
 /// Removes a file that was being written, if its writer is gone: a lock goes with the process that held it.
 fn remove_if_left(path: &Path) {
-    if let Ok(file) = File::open(path)
+    if let Ok(Some(file)) = regular::open(path)
         && file.try_lock().is_ok()
     {
         let _ = fs::remove_file(path);

@@ -9,6 +9,7 @@ mod disk;
 mod host;
 mod lru;
 mod object;
+mod regular;
 mod resp;
 mod stack;
 mod stats;
@@ -21,7 +22,7 @@ use std::fmt;
 use super::keys::ChunkKey;
 
 pub use config::TierConfig;
-pub use disk::DiskTier;
+pub use disk::{DiskTier, PRIVATE};
 pub use host::HostTier;
 pub use object::{ObjectTier, S3Bucket};
 pub use resp::RespTier;

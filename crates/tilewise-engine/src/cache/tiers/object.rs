@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::runtime::Runtime;
 use url::Url;
 
-use super::{CacheTier, Source, TierError, Value};
+use super::{CacheTier, Source, TierError, Value, regular};
 use crate::cache::keys::ChunkKey;
 use crate::{Error, Result};
 
@@ -21,6 +22,8 @@ use crate::{Error, Result};
 /// Its client is asynchronous, on a runtime of this tier that runs only while the tier is asked for something.
 pub struct ObjectTier {
     store: Arc<dyn ObjectStore>,
+    /// Where objects are files.
+    files: Option<Arc<LocalFileSystem>>,
     /// Taken by the end of the tier alone.
     runtime: Option<Runtime>,
     timeout: Duration,
@@ -102,7 +105,7 @@ impl ObjectTier {
             builder = builder.with_access_key_id(id).with_secret_access_key(secret);
         }
         let store = builder.build().map_err(|error| Error::value("S3 bucket", "one that exists", error))?;
-        Self::new(Arc::new(store), timeout, TierError::Unavailable)
+        Self::new(Arc::new(store), None, timeout, TierError::Unavailable)
     }
 
     /// Objects as files of a folder, which must exist. Each operation may take up to `timeout`.
@@ -112,17 +115,35 @@ impl ObjectTier {
     pub fn folder(folder: &Path, timeout: Duration) -> Result<Self> {
         let store = LocalFileSystem::new_with_prefix(folder)
             .map_err(|error| Error::file(folder.display().to_string(), error))?;
-        Self::new(Arc::new(store), timeout, TierError::Refused)
+        let store = Arc::new(store);
+        Self::new(store.clone(), Some(store), timeout, TierError::Refused)
     }
 
-    fn new(store: Arc<dyn ObjectStore>, timeout: Duration, failure: fn(String) -> TierError) -> Result<Self> {
+    fn new(
+        store: Arc<dyn ObjectStore>,
+        files: Option<Arc<LocalFileSystem>>,
+        timeout: Duration,
+        failure: fn(String) -> TierError,
+    ) -> Result<Self> {
         if timeout.is_zero() {
             return Err(Error::value("object store timeout", "above 0", "0"));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
             .map_err(|error| Error::unsupported("an object store on this system", error.to_string()))?;
-        Ok(Self { store, runtime: Some(runtime), timeout, failure })
+        Ok(Self { store, files, runtime: Some(runtime), timeout, failure })
+    }
+
+    /// Whether a path may be read: where objects are files, nothing else in a file's place.
+    fn may_read(&self, path: &ObjectPath) -> Result<bool, TierError> {
+        let Some(files) = &self.files else { return Ok(true) };
+        let path = files.path_to_filesystem(path).map_err(|error| TierError::Refused(error.to_string()))?;
+        // A mount whose server is gone does not answer: that is waited for as long as for anything else.
+        let opened = self.run(async {
+            let opened = tokio::task::spawn_blocking(move || regular::open(&path)).await?;
+            opened.map_err(|error| object_store::Error::Generic { store: "folder", source: Box::new(error) })
+        })?;
+        Ok(opened.flatten().is_some())
     }
 
     /// Runs an operation to its end or to the limit of its time; `None` if there is no such object.
@@ -169,12 +190,29 @@ impl CacheTier for ObjectTier {
 
     fn load(&mut self, key: &ChunkKey) -> Result<Option<Value>, TierError> {
         let path = path(key);
-        let bytes = self.run(async { self.store.get(&path).await?.bytes().await })?;
-        Ok(bytes.map(|bytes| Value::from_bytes(bytes.into())))
+        if !self.may_read(&path)? {
+            return Ok(None);
+        }
+        // One that is longer than it may be is read to where that shows.
+        let limit = Value::sealed_len(key) as u64 + 1;
+        let range = GetOptions { range: Some(GetRange::Bounded(0..limit)), ..GetOptions::default() };
+        let bytes = self.run(async {
+            let mut parts = self.store.get_opts(&path, range).await?.into_stream();
+            let mut bytes = Vec::new();
+            while let Some(part) = parts.next().await {
+                bytes.extend_from_slice(&part?);
+                if bytes.len() as u64 >= limit {
+                    break;
+                }
+            }
+            Ok(bytes)
+        })?;
+        Ok(bytes.map(Value::from_bytes))
     }
 
     fn contains(&mut self, key: &ChunkKey) -> Result<bool, TierError> {
-        Ok(self.run(self.store.head(&path(key)))?.is_some())
+        let path = path(key);
+        Ok(self.may_read(&path)? && self.run(self.store.head(&path))?.is_some())
     }
 
     fn remove(&mut self, key: &ChunkKey) -> Result<(), TierError> {

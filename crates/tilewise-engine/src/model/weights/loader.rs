@@ -1,10 +1,12 @@
 //! Weights to a device.
 
+use std::ops::ControlFlow;
+
 use half::{bf16, f16};
 use tilewise::{DType, Device, HostTensor, Linear, Tensor};
 
 use super::Weights;
-use crate::Result;
+use crate::{Error, Result};
 
 /// How far loading is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,14 @@ pub struct Progress {
     pub total: usize,
 }
 
+/// Is told how far loading is, and may break it off.
+pub type Report<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// Where nobody looks how far loading is.
+pub fn unwatched(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
 /// Brings a model's tensors to its device, each checked against the shape that the model asks for.
 ///
 /// Each tensor's file pages are given back once it is packed, so that memory peaks at the weights and the
@@ -23,18 +33,18 @@ pub struct Loader<'a> {
     weights: &'a Weights,
     device: &'a dyn Device,
     dtype: DType,
-    report: &'a mut dyn FnMut(Progress),
+    report: &'a mut Report<'a>,
     progress: Progress,
 }
 
 impl<'a> Loader<'a> {
-    /// Packs matrices in `dtype`; `total` bytes are expected and `report` is told after each tensor.
+    /// Packs matrices in `dtype`; `total` bytes are expected and `report` is told after each tensor, where it may break off.
     pub fn new(
         weights: &'a Weights,
         device: &'a dyn Device,
         dtype: DType,
         total: usize,
-        report: &'a mut dyn FnMut(Progress),
+        report: &'a mut Report<'a>,
     ) -> Self {
         Self { weights, device, dtype, report, progress: Progress { done: 0, total } }
     }
@@ -43,7 +53,8 @@ impl<'a> Loader<'a> {
     /// `{name}.bias` if `bias` is set.
     ///
     /// # Errors
-    /// [`crate::Error::Tensor`] for a tensor that is missing or of another shape or type.
+    /// [`crate::Error::Tensor`] for a tensor that is missing or of another shape or type, [`crate::Error::Cancelled`] when it
+    /// is broken off.
     pub fn linear(&mut self, parts: &[(String, usize)], in_features: usize, bias: bool) -> Result<Linear> {
         let names: Vec<String> = parts.iter().map(|(name, _)| format!("{name}.weight")).collect();
         let bias = if bias { Some(self.biases(parts)?) } else { None };
@@ -67,7 +78,7 @@ impl<'a> Loader<'a> {
         let linear = self.device.pack_linear(&host, bias.as_deref(), self.dtype)?;
         let bytes = host.iter().map(|tensor| tensor.bytes.len()).sum();
         names.iter().for_each(|name| self.weights.release(name));
-        self.advance(bytes);
+        self.advance(bytes)?;
         Ok(linear)
     }
 
@@ -101,13 +112,16 @@ impl<'a> Loader<'a> {
             return Err(self.weights.error(name, self.weights.tensors.get(name), why));
         }
         self.weights.release(name);
-        self.advance(bytes);
+        self.advance(bytes)?;
         Ok(values)
     }
 
-    fn advance(&mut self, bytes: usize) {
+    fn advance(&mut self, bytes: usize) -> Result<()> {
         self.progress.done = (self.progress.done + bytes).min(self.progress.total);
-        (self.report)(self.progress);
+        match (self.report)(self.progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
     }
 }
 

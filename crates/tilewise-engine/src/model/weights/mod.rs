@@ -16,7 +16,7 @@ use super::{ModelConfig, files};
 use crate::{Error, Result};
 use dummy::Dummy;
 pub(super) use header::read_index;
-pub use loader::{Loader, Progress};
+pub use loader::{Loader, Progress, Report, unwatched};
 
 /// Tensors by name, none of which is read before it is asked for.
 pub struct Weights {

@@ -8,13 +8,14 @@ use crate::generation::{End, Matched, Token};
 use crate::routes::completions::LEAST;
 use crate::state::App;
 
-/// A continuation; in a stream, all of it so far.
+/// A continuation; in a stream, all of its text so far, and the tokens since the event before.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Generated {
     /// Which of several, in a stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) index: Option<usize>,
     pub(crate) text: String,
+    /// In a stream, those since the event before.
     pub(crate) output_ids: Vec<u32>,
     pub(crate) meta_info: MetaInfo,
 }
@@ -31,8 +32,10 @@ pub(crate) struct MetaInfo {
     pub(crate) cached_tokens: usize,
     /// Seconds since the request was accepted.
     pub(crate) e2e_latency: f64,
+    /// In a stream, only in the first event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) input_token_logprobs: Option<Vec<LogprobTriple>>,
+    /// Of `output_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) output_token_logprobs: Option<Vec<LogprobTriple>>,
     /// Of each place, the most probable tokens.
@@ -58,6 +61,39 @@ pub(crate) struct EndReason {
     /// Tokens that it might have.
     #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<usize>,
+}
+
+impl Generated {
+    /// What the next event of a stream tells: the tokens in it are not told again. With them all over again, a stream
+    /// would grow with the square of its length.
+    pub(crate) fn event(&mut self, index: Option<usize>) -> Self {
+        let info = &mut self.meta_info;
+        let mut told = info.clone_without_tokens();
+        told.input_token_logprobs = info.input_token_logprobs.take();
+        told.input_top_logprobs = info.input_top_logprobs.take();
+        told.output_token_logprobs = info.output_token_logprobs.as_mut().map(std::mem::take);
+        told.output_top_logprobs = info.output_top_logprobs.as_mut().map(std::mem::take);
+        Self {
+            index,
+            text: self.text.clone(),
+            output_ids: std::mem::take(&mut self.output_ids),
+            meta_info: told,
+        }
+    }
+}
+
+impl MetaInfo {
+    fn clone_without_tokens(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            finish_reason: self.finish_reason.clone(),
+            input_token_logprobs: None,
+            output_token_logprobs: None,
+            input_top_logprobs: None,
+            output_top_logprobs: None,
+            ..*self
+        }
+    }
 }
 
 impl EndReason {

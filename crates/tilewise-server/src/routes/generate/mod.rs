@@ -126,7 +126,7 @@ impl Answer {
         let info = &mut whole.meta_info;
         info.e2e_latency = generation.elapsed().as_secs_f64();
         if let (Some(style), Some(from)) = (self.style, self.from)
-            && info.input_token_logprobs.is_none()
+            && info.completion_tokens == 0
         {
             style.set_prompt(&self.app, (&generation.prompt, from), &self.prompts[prompt], info);
         }
@@ -163,9 +163,8 @@ impl Events for Answer {
             match self.batch.next().await {
                 Some(Ok((prompt, news))) => {
                     if let Some(at) = self.take(prompt, news) {
-                        let mut so_far = self.texts[at].clone();
-                        so_far.index = self.is_list.then_some(at);
-                        return Some(sse::data(&so_far));
+                        let index = self.is_list.then_some(at);
+                        return Some(sse::data(&self.texts[at].event(index)));
                     }
                 }
                 Some(Err(error)) => {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tilewise_engine::MAX_COMPLETIONS;
 
 use crate::fields::taken;
-use crate::grammars::MAX_BYTES;
+use crate::grammars::{MAX_BYTES, MAX_REGEX_BYTES};
 use crate::prompt::MAX_PROMPTS;
 use crate::sampling::{MAX_BIASES, MAX_STOP_IDS, MAX_STOPS};
 use crate::state::{App, UNKNOWN_MODEL};
@@ -74,7 +74,7 @@ fn fields(app: &App) -> Value {
             "additionalProperties": { "type": "number", "minimum": -100, "maximum": 100 },
         },
         "json_schema": { "maxLength": MAX_BYTES, "contentMediaType": "application/json" },
-        "regex": { "maxLength": MAX_BYTES, "format": "regex" },
+        "regex": { "maxLength": MAX_REGEX_BYTES, "format": "regex" },
     })
 }
 

@@ -4,6 +4,7 @@ mod attention;
 mod buffer;
 mod ceilings;
 mod gemm;
+mod memory;
 mod pages;
 mod rows;
 mod sample;
@@ -81,7 +82,7 @@ impl CpuDevice {
             caps: DeviceCaps {
                 name: "cpu".to_owned(),
                 description: format!("{}, {threads} threads", level.name()),
-                memory: available_memory(),
+                memory: memory::available(),
                 rounds_to: None,
                 software: false,
             },
@@ -374,13 +375,4 @@ impl Device for CpuDevice {
         let rows = f32s("sample", logits)?;
         Ok(self.sample_rows(rows, logits.row_len(), draws, Sampler::draw))
     }
-}
-
-/// Bytes of memory that are free or can be freed, or a guess where the system does not say.
-fn available_memory() -> usize {
-    const GUESS: usize = 8 << 30;
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return GUESS };
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<usize>().ok());
-    kib.map_or(GUESS, |kib| kib * 1024)
 }

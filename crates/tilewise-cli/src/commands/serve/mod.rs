@@ -1,25 +1,36 @@
 //! `tilewise serve`: a model over HTTP.
 
+mod log;
+mod signals;
+
 use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tilewise_engine::Engine;
+use tilewise_engine::cache::events;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::worker::Worker;
 use tilewise_server::{Limits, Server, ServerConfig};
 
-use crate::args::{LogFormat, SamplingDefaults, ServeArgs};
+use crate::args::{SamplingDefaults, ServeArgs};
 use crate::error::CliError;
 use crate::model;
 use crate::progress::LoadingBar;
 
 pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError> {
-    log(args.log_format);
+    // What is said last is written before this is dropped.
+    let (lost_lines, _log) = log::start(args.log_format);
+    // Connections and files of the cache need descriptors: as many as the system lets this process have.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let engine = &args.engine;
     let source = model::source_of(engine.load_format, &engine.model)?;
     let config = server_config(args, &source, key);
     check_host(&config)?;
+    check_events(args)?;
     config.validate()?;
     let device = super::open_device(&engine.device, &engine.policy)?;
     let name = device.caps().name.clone();
@@ -28,9 +39,15 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
         engine_config.decode_slowdown = Some(2.0);
     }
     let (loaded, counts) = (source.clone(), config.model_defaults);
+    // Whether the program was told to end.
+    let told = Arc::new(AtomicBool::new(false));
+    let is_told = told.clone();
     let load = move || {
         let bar = LoadingBar::new();
-        let mut engine = Engine::new(device, &loaded, &engine_config, &mut |progress| bar.report(progress))?;
+        let mut engine = Engine::new(device, &loaded, &engine_config, &mut |progress| {
+            bar.report(progress);
+            if is_told.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
         model::print_notes(engine.notes());
         if let Some(said) = model::sampling_in_words(&engine.config().sampling_defaults).filter(|_| counts) {
             tracing::info!("{said}");
@@ -42,37 +59,46 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     runtime.block_on(async {
         let served = config.served_model_name.clone();
         let server = Server::bind(config, &source, Worker::start(load, publisher)?).await?;
-        let (address, loaded) = (server.address(), server.loaded());
-        // Health says that the model is loading meanwhile.
-        let (fail, failed) = tokio::sync::oneshot::channel::<()>();
-        let announce = async {
-            loaded.await?;
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{served} on {name} is served at http://{address}; its page is http://{address}/")?;
-            out.flush()?;
-            Ok::<(), CliError>(())
-        };
-        let announce = async {
-            // The server goes on for as long as the sender is kept.
-            match announce.await {
-                Ok(()) => Ok(fail),
-                Err(error) => {
-                    drop(fail);
-                    Err(error)
-                }
-            }
-        };
-        let (signalled, stopped) = (signals()?, async { failed.await.is_err().then_some(()) });
-        let stop = async {
-            tokio::select! {
-                () = signalled => {}
-                Some(()) = stopped => {}
-            }
-        };
-        let (served, announced) = tokio::join!(server.serve(stop), announce);
-        announced?;
-        Ok(served?)
+        server.count_lost_lines(lost_lines);
+        let address = server.address();
+        let line = format!("{served} on {name} is served at http://{address}; its page is http://{address}/");
+        serve(server, &line, &told).await
     })
+}
+
+/// Serves until the program is told to end, which `told` is set by; says a line once the model is loaded. Health says that
+/// it is loading meanwhile.
+async fn serve(server: Server, line: &str, told: &AtomicBool) -> Result<(), CliError> {
+    let (signalled, loaded) = (signals::first()?, server.loaded());
+    let (fail, failed) = tokio::sync::oneshot::channel::<()>();
+    let announce = async {
+        match loaded.await {
+            Ok(()) => {
+                // Nobody may read it.
+                let mut out = std::io::stdout().lock();
+                let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+                // The server goes on for as long as the sender is kept.
+                Ok(fail)
+            }
+            Err(error) => {
+                drop(fail);
+                Err(error)
+            }
+        }
+    };
+    let stop = async {
+        tokio::select! {
+            () = signalled => told.store(true, Ordering::Relaxed),
+            Some(()) = async { failed.await.is_err().then_some(()) } => {}
+        }
+    };
+    let (served, announced) = tokio::join!(server.serve(stop), announce);
+    if told.load(Ordering::Relaxed) && announced.is_err() {
+        // It was not loaded yet, and nobody is served.
+        return Ok(());
+    }
+    announced?;
+    Ok(served?)
 }
 
 /// Refuses to let others in by mistake.
@@ -87,28 +113,21 @@ fn check_host(config: &ServerConfig) -> Result<(), CliError> {
     )))
 }
 
-/// Waits until the program is told to end.
-#[cfg(unix)]
-fn signals() -> Result<impl Future<Output = ()>, CliError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+/// Refuses to tell others by mistake which tokens are cached: events ask for no key.
+fn check_events(args: &ServeArgs) -> Result<(), CliError> {
+    let engine = &args.engine;
+    for (flag, endpoint) in
+        [("--kv-events", &engine.kv_events), ("--kv-events-replay", &engine.kv_events_replay)]
+    {
+        let Some(endpoint) = endpoint else { continue };
+        if !(args.insecure || events::is_loopback(endpoint)?) {
+            return Err(CliError::Usage(format!(
+                "{flag} {endpoint} can be reached by others, who would read the token ids of all prompts: take an address of \
+                 this machine, or give --insecure"
+            )));
         }
-    })
-}
-
-/// Waits until the program is told to end.
-#[cfg(not(unix))]
-fn signals() -> Result<impl Future<Output = ()>, CliError> {
-    Ok(async {
-        // Where there is no such signal, the server is ended by force.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    })
+    }
+    Ok(())
 }
 
 fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) -> ServerConfig {
@@ -147,14 +166,4 @@ fn served_name(source: &ModelSource) -> String {
     };
     let name = folder.and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
     name.unwrap_or_else(|| "tilewise-demo".to_owned())
-}
-
-fn log(format: LogFormat) {
-    let logs = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO);
-    match format {
-        LogFormat::Text => logs.with_target(false).init(),
-        LogFormat::Json => logs.json().flatten_event(true).init(),
-    }
 }
