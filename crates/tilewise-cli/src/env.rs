@@ -11,12 +11,18 @@ pub(crate) struct Environment {
     pub(crate) args: Vec<OsString>,
     /// What clients of a server have to present: other processes see a command line, but not this.
     pub(crate) api_key: Option<String>,
+    /// The same for what the administrator alone may do.
+    pub(crate) admin_api_key: Option<String>,
 }
 
 impl Environment {
     /// Reads it.
     pub(crate) fn read() -> Self {
-        Self { args: std::env::args_os().collect(), api_key: std::env::var("TILEWISE_API_KEY").ok() }
+        Self {
+            args: std::env::args_os().collect(),
+            api_key: std::env::var("TILEWISE_API_KEY").ok(),
+            admin_api_key: std::env::var("TILEWISE_ADMIN_API_KEY").ok(),
+        }
     }
 }
 

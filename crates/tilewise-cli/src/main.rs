@@ -17,13 +17,14 @@ use std::process::ExitCode;
 
 use args::{Bench, Command};
 use clap::error::ErrorKind;
+use commands::serve::Keys;
 use error::CliError;
 
 fn main() -> ExitCode {
-    let environment = env::Environment::read();
-    let (named, words) = args::named(&environment.args);
-    let result = match args::parse(environment.args) {
-        Ok(command) => run(command, environment.api_key),
+    let env::Environment { args, api_key, admin_api_key } = env::Environment::read();
+    let (named, words) = args::named(&args);
+    let result = match args::parse(args) {
+        Ok(command) => run(command, Keys { api_key, admin_api_key }),
         // Whoever says nothing asks for help too.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             std::io::stdout().write_all(error.render().to_string().as_bytes()).map_err(CliError::from)
@@ -37,13 +38,13 @@ fn main() -> ExitCode {
         Ok(()) | Err(CliError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
             let error = error.with_flag(&named);
-            say!("tilewise: {error}");
+            say::last(format!("tilewise: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
+fn run(command: Command, keys: Keys) -> Result<(), CliError> {
     match command {
         Command::Generate(args) => commands::generate::run(&args),
         Command::Chat(args) => commands::chat::run(&args),
@@ -54,7 +55,7 @@ fn run(command: Command, api_key: Option<String>) -> Result<(), CliError> {
         Command::Devices(args) => commands::devices::run(&args),
         Command::Explain(args) => commands::explain::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Serve(args) => commands::serve::run(&args, api_key),
+        Command::Serve(args) => commands::serve::run(&args, keys),
         Command::Tune(args) => commands::tune::run(&args),
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tilewise::Device;
-use tilewise_engine::cache::events::KvEventPublisher;
+use tilewise_engine::cache::events::{KvEventPublisher, is_loopback};
 use tilewise_engine::cache::tiers::{S3Bucket, TierConfig};
 use tilewise_engine::model::{ModelSource, SamplingDefaults, hub};
 use tilewise_engine::{DraftLength, Drafter, Engine, EngineConfig, KvBudget, Preemption, Speculation};
@@ -181,8 +181,19 @@ pub(crate) fn engine_config(args: &EngineArgs) -> Result<EngineConfig, CliError>
 /// Where the command line wants the prefix cache's events to be published.
 ///
 /// # Errors
-/// As [`KvEventPublisher::new`].
-pub(crate) fn kv_events(args: &EngineArgs) -> Result<Option<KvEventPublisher>, CliError> {
+/// As [`KvEventPublisher::new`]; [`CliError::Usage`] for a place that others reach, unless they are let in: events tell
+/// which tokens are cached, and ask for no key.
+pub(crate) fn kv_events(args: &EngineArgs, insecure: bool) -> Result<Option<KvEventPublisher>, CliError> {
+    for (flag, endpoint) in [("--kv-events", &args.kv_events), ("--kv-events-replay", &args.kv_events_replay)]
+    {
+        let Some(endpoint) = endpoint else { continue };
+        if !(insecure || is_loopback(endpoint)?) {
+            return Err(CliError::Usage(format!(
+                "{flag} {endpoint} can be reached by others, who would read the token ids of all prompts: take an address of \
+                 this machine, or let tilewise serve --insecure tell them"
+            )));
+        }
+    }
     let replay = args.kv_events_replay.as_deref();
     let listen = |endpoint: &String| KvEventPublisher::new(endpoint, replay, "kv-events");
     Ok(args.kv_events.as_ref().map(listen).transpose()?)

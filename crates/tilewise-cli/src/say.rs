@@ -7,3 +7,15 @@ macro_rules! say {
         let _ = writeln!(std::io::stderr(), $($said)*);
     }};
 }
+
+/// Says the last thing. Where nobody takes it, the program ends all the same.
+pub(crate) fn last(line: String) {
+    let (said, done) = std::sync::mpsc::channel();
+    let say = move || {
+        say!("{line}");
+        let _ = said.send(());
+    };
+    if std::thread::Builder::new().spawn(say).is_ok() {
+        let _ = done.recv_timeout(std::time::Duration::from_secs(2));
+    }
+}

@@ -117,3 +117,35 @@ fn what_would_be_unsafe_or_means_nothing_is_refused() {
     refused(&["serve", "--max-requests", "0"], 2, &["at least 1"]);
     refused(&["serve", "--model", "/nowhere"], 1, &["/nowhere", "no such folder"]);
 }
+
+/// The flags of a text that `serve` is said to take.
+fn flags(text: &str) -> Vec<&str> {
+    let is_flag = |c: char| c.is_ascii_lowercase() || c == '-';
+    let words = text.split(|c: char| !is_flag(c));
+    words.filter(|word| word.starts_with("--") && word.len() > 3).collect()
+}
+
+#[test]
+fn what_operators_are_told_of_flags_is_so() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let help = common::run(&["serve", "--help"]);
+    let known = flags(&help);
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let page = read("docs/operating.md");
+    let asked = flags(&page);
+    assert!(asked.len() > 15, "{asked:?}");
+    let unit = read("deploy/tilewise.service");
+    let start = unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+    let container = read("deploy/Containerfile");
+    let command = container.lines().find(|line| line.starts_with("CMD ")).unwrap();
+    for flag in asked.into_iter().chain(flags(start)).chain(flags(command)) {
+        assert!(known.contains(&flag), "{flag}");
+    }
+    // A stop takes longer than what is drained.
+    let seconds = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+    assert!(seconds.parse::<u64>().unwrap() > 60);
+    for line in ["DynamicUser=yes", "NoNewPrivileges=yes", "ProtectSystem=strict"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+    assert!(container.lines().any(|line| line == "USER 10001"));
+}

@@ -213,6 +213,12 @@ fn peers_that_announce_much_or_say_nonsense_are_turned_away_and_end_nothing() {
     let silent: Vec<TcpStream> =
         (0..80).map(|_| TcpStream::connect(events.strip_prefix("tcp://").unwrap()).unwrap()).collect();
     assert!(publisher.publish(&[stored(1)]));
+    let greeted = silent.iter().filter(|stream| {
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut stream: &TcpStream = stream;
+        stream.read_exact(&mut [0; 64]).is_ok()
+    });
+    assert!((1..=32).contains(&greeted.count()), "no more have a place");
     drop(silent);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{ApiError, Dialect};
+use crate::preparing::Held;
 use crate::state::App;
 
 /// A request's JSON of few fields. What is null counts as left out, whatever its name.
@@ -40,7 +41,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
 /// 400, 408, 413 or 415 for a body that is no JSON or takes too much room or time.
 pub(crate) async fn value(request: Request, app: &App) -> Result<Value, ApiError> {
     require_json(&request)?;
-    let bytes = read(request, app).await?;
+    let (bytes, _held) = read(request, app).await?;
     // Deeper nesting than 128 is an error of the reader.
     serde_json::from_slice(&bytes).map_err(|error| no_json(&error.to_string()))
 }
@@ -62,7 +63,7 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).closing())
 }
 
-async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
+async fn read(request: Request, app: &App) -> Result<(Bytes, Held), ApiError> {
     let limits = &app.config.limits;
     let too_large = || {
         let message = format!("the body has more than {} bytes", limits.body_bytes);
@@ -72,15 +73,24 @@ async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     if length.is_some_and(|length: u64| length > limits.body_bytes as u64) {
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), limits.body_bytes).collect();
-    match tokio::time::timeout(limits.body_time, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::new(StatusCode::BAD_REQUEST, "the body ended early").closing()),
-        Err(_) => {
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive").closing())
+    let mut body = Limited::new(request.into_body(), limits.body_bytes);
+    let whole = async {
+        let (mut whole, mut held) = (BytesMut::new(), Held::default());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_large(),
+                false => ApiError::new(StatusCode::BAD_REQUEST, "the body ended early").closing(),
+            })?;
+            // Trailers are no part of it.
+            if let Ok(data) = frame.into_data() {
+                app.preparing.hold(&mut held, data.len())?;
+                whole.extend_from_slice(&data);
+            }
         }
-    }
+        Ok((whole.freeze(), held))
+    };
+    let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive").closing();
+    tokio::time::timeout(limits.body_time, whole).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn no_json(message: &str) -> ApiError {

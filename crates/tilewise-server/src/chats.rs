@@ -16,7 +16,10 @@ use crate::grammars::Form;
 use crate::prompt::{check_length, encode};
 use crate::sampling::{Ask, Sampling};
 use crate::sse::Events;
-use crate::state::{App, Room, blocking};
+use crate::state::{App, Room};
+
+/// Bytes of a template's variables: it may copy them as often as it likes.
+const MAX_VARIABLES: usize = 16 << 10;
 
 /// What a request says to the chat template.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -33,14 +36,22 @@ pub(crate) struct TemplateFields {
 impl TemplateFields {
     /// Variables of the template: the server's, then what the fields of reasoning say (`effort` is what another field of
     /// the protocol says of it), then the request's own.
-    pub(crate) fn options(&self, app: &App, effort: Option<&str>) -> Map<String, Value> {
+    ///
+    /// # Errors
+    /// 400 for more than some KB.
+    pub(crate) fn options(&self, app: &App, effort: Option<&str>) -> Result<Map<String, Value>, ApiError> {
+        const FIELD: &str = "chat_template_kwargs";
+        let own = self.chat_template_kwargs.clone().unwrap_or_default();
+        if !own.is_empty() && Value::from(own.clone()).to_string().len() > MAX_VARIABLES {
+            return Err(ApiError::param(FIELD, format!("{FIELD} must have at most {MAX_VARIABLES} bytes")));
+        }
         let effort = self.reasoning_effort.as_deref().or(effort);
         let mut thinking = effort.map(Thinking::of_effort).unwrap_or_default();
         thinking.enabled = self.enable_thinking.or(thinking.enabled);
         let mut options = app.config.chat_template_kwargs.clone();
         thinking.set(&mut options);
-        options.extend(self.chat_template_kwargs.clone().unwrap_or_default());
-        options
+        options.extend(own);
+        Ok(options)
     }
 }
 
@@ -115,7 +126,7 @@ impl Chat {
         let (worker, field, n) = (app.clone(), ask.field, ask.sampling.fields.completions()?);
         // The room is given back when the work is over, even if nobody waits for it any more.
         let prepare = move || ask.prepare(&worker).map(|(ask, reader)| (room, ask, reader));
-        let (room, ask, reader) = blocking(prepare).await?;
+        let (room, ask, reader) = app.prepare(prepare).await?;
         let generation = Generation::start(app, ask, room, name, field).await?;
         Ok(Self { batch: Batch::new(vec![generation]), readers: vec![reader; n], reasoning_tokens: 0 })
     }

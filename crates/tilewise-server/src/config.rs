@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::sites::ANY;
-use crate::{ServerError, trace};
+use crate::{NamedKey, ServerError, trace};
 
 /// What a server takes and how long it waits. Start from `Limits::default()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,11 @@ pub struct ServerConfig {
     pub address: SocketAddr,
     /// What clients have to present; without it, everybody on this machine is served.
     pub api_key: Option<String>,
+    /// Keys with names, each with requests and cached prefixes of its own.
+    pub api_keys: Vec<NamedKey>,
+    /// What shows the work of all and ends it: metrics, loads, flushing, aborting all. Where there is none, a key without a
+    /// name does.
+    pub admin_api_key: Option<String>,
     /// Whether others than this machine are served without a key.
     pub insecure: bool,
     /// The model's name in requests and answers.
@@ -80,6 +85,8 @@ impl ServerConfig {
         Self {
             address,
             api_key: None,
+            api_keys: Vec::new(),
+            admin_api_key: None,
             insecure: false,
             served_model_name: served_model_name.into(),
             tool_call_parser: None,
@@ -100,15 +107,18 @@ impl ServerConfig {
     /// [`ServerError::Config`].
     pub fn validate(&self) -> Result<(), ServerError> {
         let refuse = |why: &str| Err(ServerError::Config(why.to_owned()));
-        if self.api_key.is_none() && !self.address.ip().is_loopback() && !self.insecure {
+        if !self.asks_for_keys() && !self.address.ip().is_loopback() && !self.insecure {
             return refuse("an address that others can reach needs an API key, or to be called insecure");
         }
-        if self
-            .api_key
-            .as_ref()
-            .is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()))
-        {
+        let is_key = |key: &String| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
+        if !self.api_key.iter().chain(&self.admin_api_key).all(is_key) {
             return refuse("an API key must be of visible ASCII characters, at least one");
+        }
+        let mut all: Vec<&String> = self.api_keys.iter().map(|named| &named.key).collect();
+        all.extend(self.api_key.iter().chain(&self.admin_api_key));
+        all.sort_unstable();
+        if all.windows(2).any(|pair| pair[0] == pair[1]) {
+            return refuse("two API keys are the same");
         }
         if self.served_model_name.is_empty() {
             return refuse("the served model's name must not be empty");
@@ -116,7 +126,7 @@ impl ServerConfig {
         if let Some(origin) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
             return refuse(&format!("an origin is written as http://HOST:PORT, got {origin:?}"));
         }
-        if self.allowed_origins.iter().any(|origin| origin == ANY) && self.api_key.is_none() {
+        if self.allowed_origins.iter().any(|origin| origin == ANY) && !self.asks_for_keys() {
             return refuse(
                 "the pages of all sites may ask only where an API key is needed: name the origins, or set a key",
             );

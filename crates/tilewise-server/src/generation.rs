@@ -146,8 +146,12 @@ impl Generation {
         prompt_field: &str,
     ) -> Result<Vec<Self>, ApiError> {
         let (started, room) = (Instant::now(), Arc::new(room));
+        let tenant = Current::get().tenant;
         let mut asks: Vec<(Ask, Abortable)> =
-            asks.into_iter().map(|ask| (ask, app.abortable(name.to_owned()))).collect();
+            asks.into_iter().map(|ask| (ask, app.abortable(tenant.own(name)))).collect();
+        for (ask, _) in &mut asks {
+            ask.request.cache_salt = tenant.salt(ask.request.cache_salt.take());
+        }
         if let Some(form) = asks.iter().find_map(|(ask, _)| ask.form.clone()) {
             let compiled = grammars::compile(app, &room, form).await?;
             asks.iter_mut().for_each(|(ask, _)| ask.request.grammar = Some(compiled.clone()));

@@ -150,6 +150,7 @@ fn check(field: &str, schema: &Value) -> Result<(), ApiError> {
         return Err(ApiError::param(field, format!("{field}: a schema must be an object")));
     }
     check_size(field, &schema.to_string(), MAX_BYTES)?;
+    check_patterns(field, schema)?;
     check_multiples(schema).map_err(|why| ApiError::param(field, format!("{field}: {why}")))
 }
 
@@ -192,6 +193,24 @@ pub(crate) async fn compile(
         compiled.map_err(|error| ApiError::refused(&error, form.field))
     })
     .await
+}
+
+/// Holds the expressions in a schema to the bound of one by itself.
+fn check_patterns(field: &str, schema: &Value) -> Result<(), ApiError> {
+    match schema {
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| {
+            match (name.as_str(), value) {
+                ("pattern", Value::String(pattern)) => check_size(field, pattern, MAX_REGEX_BYTES)?,
+                ("patternProperties", Value::Object(patterns)) => {
+                    patterns.keys().try_for_each(|pattern| check_size(field, pattern, MAX_REGEX_BYTES))?;
+                }
+                _ => {}
+            }
+            check_patterns(field, value)
+        }),
+        Value::Array(items) => items.iter().try_for_each(|item| check_patterns(field, item)),
+        _ => Ok(()),
+    }
 }
 
 fn check_size(field: &str, text: &str, most: usize) -> Result<(), ApiError> {

@@ -28,8 +28,10 @@ mod fields;
 mod gate;
 mod generation;
 mod grammars;
+mod keys;
 mod messages;
 mod metrics;
+mod preparing;
 mod prompt;
 mod request;
 mod routes;
@@ -43,4 +45,5 @@ mod trace;
 
 pub use config::{Limits, ServerConfig};
 pub use error::ServerError;
+pub use keys::NamedKey;
 pub use server::Server;

@@ -78,11 +78,38 @@ const SHRINKING: usize = 4;
 /// # Errors
 /// 400.
 pub(crate) fn check_length(app: &App, text: &str, field: &str) -> Result<(), ApiError> {
-    let (least, most) = (text.len() / app.model.longest_token / SHRINKING, app.max_tokens());
+    let most = app.max_tokens();
+    let least = text.len() / app.model.longest_token / SHRINKING;
+    let least = if least > most { least } else { count_pieces(app, text, most) };
     if least <= most {
         return Ok(());
     }
     Err(ApiError::too_long(most, &format!("your text has more than {least} tokens"), field))
+}
+
+/// Bytes of a token in a text that is worth a closer look before all of it is cut into tokens.
+const MANY: usize = 8;
+
+/// Bytes of a piece that is counted by itself.
+const PIECE: usize = 32 << 10;
+
+/// Tokens that a piece may have more than it has as a part of the text: those of the words that its ends cut.
+const CUT: usize = 256;
+
+/// Tokens that a long text has at least; counts on until there are too many. What fits is counted as a whole, later.
+fn count_pieces(app: &App, text: &str, most: usize) -> usize {
+    let (mut least, mut begin) = (0, 0);
+    if text.len() <= most.saturating_mul(MANY) {
+        return 0;
+    }
+    while begin < text.len() && least <= most {
+        let end = text.ceil_char_boundary((begin + PIECE).min(text.len()));
+        // What a piece cannot be read for, the whole text is refused for.
+        let tokens = app.model.tokenizer.encode(&text[begin..end], false).map_or(0, |ids| ids.len());
+        least += tokens.saturating_sub(CUT);
+        begin = end;
+    }
+    least
 }
 
 /// The token ids of a text.

@@ -61,6 +61,9 @@ pub(crate) struct SamplingFields {
     pub(crate) regex: Option<String>,
 }
 
+/// Logprobs of an answer at most: each takes some tens of bytes until all of it is written.
+const MAX_LOGPROBS: usize = 1 << 23;
+
 /// What a request says of its text; the rest is the endpoint's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sampling {
@@ -201,6 +204,15 @@ impl Sampling {
             top @ 0..=20 => top as usize,
             top => return Err(ApiError::param(field, format!("{field} must be from 0 to 20, got {top}"))),
         };
+        let told = request.sampling.top_logprobs.saturating_add(1);
+        let told = told.saturating_mul(max_new_tokens).saturating_mul(request.n);
+        if request.sampling.logprobs && told > MAX_LOGPROBS {
+            let message = format!(
+                "n times max_tokens times the logprobs of each token must be at most {MAX_LOGPROBS}, got {told}; ask for \
+                 fewer {field}, or set max_tokens"
+            );
+            return Err(ApiError::param(field, message));
+        }
         request.stop_ids = self.fields.stop_token_ids.clone().unwrap_or_default();
         request.ignore_eos = self.fields.ignore_eos.unwrap_or(false);
         let invalid = |error| ApiError::refused(&error, prompt_field);

@@ -15,6 +15,9 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
 /// Headers of answers that scripts may read, besides the few that they always may.
 const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after, x-ignored-fields");
 
@@ -39,20 +42,26 @@ pub(crate) fn allowed_origin(config: &ServerConfig, headers: &HeaderMap) -> Opti
 /// # Errors
 /// 403.
 pub(crate) fn check(config: &ServerConfig, headers: &HeaderMap) -> Result<(), ApiError> {
-    let host = header(headers, &HOST).unwrap_or_default();
+    // A host that is no text is no name of this machine.
+    let host = headers.get(HOST).map_or("", |host| host.to_str().unwrap_or("?"));
     let forbidden = |why: &str| Err(ApiError::new(StatusCode::FORBIDDEN, why).code("forbidden"));
     if let Some(origin) = headers.get(ORIGIN)
         && allowed_origin(config, headers).is_none()
     {
         // What a proxy says counts where a key shows that the request was meant.
-        let forwarded = header(headers, &FORWARDED_HOST).filter(|_| config.api_key.is_some());
+        let forwarded = header(headers, &FORWARDED_HOST).filter(|_| config.asks_for_keys());
         let origin = origin.to_str().unwrap_or_default();
         let is_own = |host: &str| is_site(origin, host.trim());
         if !(is_own(host) || forwarded.is_some_and(|hosts| hosts.split(',').any(is_own))) {
             return forbidden("requests from the pages of other sites are not served; see --allow-origin");
         }
     }
-    let is_guarded = config.api_key.is_some() || config.insecure;
+    // Browsers send no origin with what a page only shows, such as an image.
+    let is_foreign = ["cross-site", "same-site"].map(Some).contains(&header(headers, &FETCH_SITE));
+    if is_foreign && !headers.contains_key(ORIGIN) && header(headers, &FETCH_MODE) != Some("navigate") {
+        return forbidden("requests from the pages of other sites are not served; see --allow-origin");
+    }
+    let is_guarded = config.asks_for_keys() || config.insecure;
     if is_guarded || host.is_empty() || is_this_machine(host) {
         return Ok(());
     }

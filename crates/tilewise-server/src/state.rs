@@ -16,7 +16,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::ServerConfig;
 use crate::error::ApiError;
+use crate::gate::Current;
 use crate::metrics::Metrics;
+use crate::preparing::Preparing;
 use crate::routes::responses::KeptItems;
 use crate::trace::Tracer;
 
@@ -88,10 +90,14 @@ pub(crate) struct App {
     pub(crate) kept_items: KeptItems,
     /// When the model was made available, in seconds since 1970.
     pub(crate) created: u64,
+    /// Bounds of what is done before the engine is asked.
+    pub(crate) preparing: Preparing,
     /// Whose turn it is to compile a grammar.
     pub(crate) compiling: Arc<Semaphore>,
     /// Completions that wait or run.
     in_flight: watch::Sender<usize>,
+    /// Those of each key with a name.
+    shares: Mutex<HashMap<Arc<str>, usize>>,
     draining: AtomicBool,
     aborts: Mutex<HashMap<String, Vec<Abort>>>,
     names: RandomState,
@@ -105,6 +111,26 @@ type Abort = (u64, oneshot::Sender<()>);
 pub(crate) struct Room {
     app: Arc<App>,
     completions: usize,
+    _share: Option<Share>,
+}
+
+/// What a key with a name has of all places, until this is dropped.
+struct Share {
+    app: Arc<App>,
+    tenant: Arc<str>,
+    completions: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut shares = self.app.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get_mut(&self.tenant) {
+            *share -= self.completions;
+            if *share == 0 {
+                shares.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 impl Drop for Room {
@@ -143,8 +169,10 @@ impl App {
         Self {
             tracer,
             lost_lines: OnceLock::new(),
+            preparing: Preparing::new(config.limits.body_bytes),
             compiling: Arc::new(Semaphore::new(1)),
             in_flight: watch::Sender::new(0),
+            shares: Mutex::default(),
             draining: AtomicBool::new(false),
             aborts: Mutex::default(),
             names: RandomState::new(),
@@ -171,15 +199,30 @@ impl App {
             );
             return Err(ApiError::param("n", message));
         }
+        let busy = || ApiError::busy("the server has too much to do; try again");
+        let tenant = Current::get().tenant.name;
+        let share = tenant.map(|tenant| self.share(tenant, completions).ok_or_else(busy)).transpose()?;
         let fits = self.in_flight.send_if_modified(|in_flight| {
             let fits = *in_flight + completions <= most;
             *in_flight += if fits { completions } else { 0 };
             fits
         });
         match fits {
-            true => Ok(Room { app: self.clone(), completions }),
-            false => Err(ApiError::busy("the server has too much to do; try again")),
+            true => Ok(Room { app: self.clone(), completions, _share: share }),
+            false => Err(busy()),
         }
+    }
+
+    /// Takes places for a key with a name, of which none takes all where there are several.
+    fn share(self: &Arc<Self>, tenant: Arc<str>, completions: usize) -> Option<Share> {
+        let most = self.config.limits.completions;
+        let own = if self.config.api_keys.len() > 1 { most.div_ceil(2) } else { most };
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = shares.entry(tenant.clone()).or_default();
+        let fits = *share + completions <= own;
+        *share += if fits { completions } else { 0 };
+        drop(shares);
+        fits.then(|| Share { app: self.clone(), tenant, completions })
     }
 
     /// Whether requests are taken.

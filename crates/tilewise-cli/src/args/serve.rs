@@ -1,6 +1,7 @@
 //! What `serve` takes.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
@@ -28,6 +29,13 @@ pub(crate) struct ServeArgs {
     /// list of processes
     #[arg(long, value_name = "KEY")]
     pub(crate) api_key: Option<String>,
+    /// File of keys with names: a name and a key on each line, and a group for those that share cached prefixes. Each key
+    /// has requests, cached prefixes and places of its own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Key that flushing, aborting all, metrics and loads need; TILEWISE_ADMIN_API_KEY sets it too
+    #[arg(long, value_name = "KEY")]
+    pub(crate) admin_api_key: Option<String>,
     /// Let others than this machine in without a key
     #[arg(long)]
     pub(crate) insecure: bool,

@@ -160,14 +160,10 @@ type Completion = (RequestId, usize);
 #[derive(Default)]
 pub(crate) struct Grammars {
     matchers: HashMap<Completion, Followed>,
-    /// The place that a token leads to from another place of the same request.
-    places: HashMap<(RequestId, Place, u32), Place>,
-    next_place: Place,
 }
 
-/// The tokens of a completion so far, by a number: completions of a request at one place have the same, and may go on
-/// alike.
-type Place = u64;
+/// The tokens of a completion so far, hashed: completions of a request at one place may go on alike.
+type Place = [u8; 32];
 
 /// A completion on its way through its grammar.
 struct Followed {
@@ -179,7 +175,7 @@ impl Grammars {
     /// Follows the `n` completions of a request from now on.
     pub(crate) fn insert(&mut self, request: RequestId, n: usize, grammar: &CompiledGrammar) {
         let begin = |index| {
-            let followed = Followed { matcher: grammar.start.deep_clone(), place: 0 };
+            let followed = Followed { matcher: grammar.start.deep_clone(), place: [0; 32] };
             ((request, index), followed)
         };
         self.matchers.extend((0..n).map(begin));
@@ -188,15 +184,11 @@ impl Grammars {
     /// Forgets a completion that is over.
     pub(crate) fn remove(&mut self, completion: Completion) {
         self.matchers.remove(&completion);
-        if !self.matchers.keys().any(|other| other.0 == completion.0) {
-            self.places.retain(|(request, _, _), _| *request != completion.0);
-        }
     }
 
     /// Forgets a request.
     pub(crate) fn abort(&mut self, request: RequestId) {
         self.matchers.retain(|completion, _| completion.0 != request);
-        self.places.retain(|(other, _, _), _| *other != request);
     }
 
     /// What the rows of a batch may draw, and those after which a completion can go no further.
@@ -244,11 +236,8 @@ impl Grammars {
     /// Takes over a token; says why the completion ends with it, if it does.
     pub(crate) fn push(&mut self, completion: Completion, id: u32) -> Option<FinishReason> {
         let Followed { matcher, place } = self.matchers.get_mut(&completion)?;
-        let next_place = &mut self.next_place;
-        *place = *self.places.entry((completion.0, *place, id)).or_insert_with(|| {
-            *next_place += 1;
-            *next_place
-        });
+        *place =
+            *blake3::Hasher::new().update(place.as_slice()).update(&id.to_be_bytes()).finalize().as_bytes();
         match matcher.consume_token(id) {
             Err(why) => Some(FinishReason::Ungrammatical(sentence(&why.to_string()))),
             Ok(()) => matcher.is_stopped().then_some(FinishReason::Grammar),

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::body::{Json, json};
 use crate::error::ApiError;
+use crate::gate::{Current, check_administrator};
 use crate::state::App;
 
 /// Which requests end.
@@ -37,10 +38,14 @@ pub(crate) async fn abort_request(
     State(app): State<Arc<App>>,
     Json(request): Json<AbortRequest>,
 ) -> Result<Response, ApiError> {
+    let tenant = Current::get().tenant;
     let name = match (&request.rid, request.abort_all.unwrap_or(false)) {
-        (Some(rid), false) if !rid.is_empty() => Some(rid.as_str()),
-        (None, true) => None,
+        (Some(rid), false) if !rid.is_empty() => Some(tenant.own(rid)),
+        (None, true) => {
+            check_administrator(&app, &tenant)?;
+            None
+        }
         _ => return Err(ApiError::param("rid", "either rid or abort_all must be given")),
     };
-    Ok(json(&Aborted { aborted: app.abort(name) }))
+    Ok(json(&Aborted { aborted: app.abort(name.as_deref()) }))
 }

@@ -11,7 +11,7 @@ use super::generate::TokenIds;
 use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
-use crate::state::{App, blocking};
+use crate::state::App;
 
 /// What is turned into text.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,19 +45,21 @@ pub(crate) async fn detokenize(
         let message = "skip_special_tokens is supported as true alone";
         return Err(ApiError::unsupported("skip_special_tokens", message));
     }
-    blocking(move || {
-        let vocab_size = app.model.config.vocab_size;
-        let text = |ids: &Vec<u32>| match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(id) => {
-                Err(ApiError::param("tokens", format!("token id must be below {vocab_size}, got {id}")))
-            }
-            None => app.model.tokenizer.decode(ids).map_err(|error| ApiError::refused(&error, "tokens")),
-        };
-        let text = match &request.tokens {
-            TokenIds::One(ids) => OneOrMany::One(text(ids)?),
-            TokenIds::Many(lists) => OneOrMany::Many(lists.iter().map(text).collect::<Result<_, _>>()?),
-        };
-        Ok(json(&Detokenized { text }))
-    })
-    .await
+    let worker = app.clone();
+    worker
+        .prepare_alone(move || {
+            let vocab_size = app.model.config.vocab_size;
+            let text = |ids: &Vec<u32>| match ids.iter().find(|&&id| id as usize >= vocab_size) {
+                Some(id) => {
+                    Err(ApiError::param("tokens", format!("token id must be below {vocab_size}, got {id}")))
+                }
+                None => app.model.tokenizer.decode(ids).map_err(|error| ApiError::refused(&error, "tokens")),
+            };
+            let text = match &request.tokens {
+                TokenIds::One(ids) => OneOrMany::One(text(ids)?),
+                TokenIds::Many(lists) => OneOrMany::Many(lists.iter().map(text).collect::<Result<_, _>>()?),
+            };
+            Ok(json(&Detokenized { text }))
+        })
+        .await
 }

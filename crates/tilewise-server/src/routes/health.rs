@@ -1,6 +1,7 @@
 //! Whether the server takes requests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use hyper::StatusCode;
@@ -17,14 +18,25 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, Ap
     app.check_ready().map(|()| StatusCode::OK)
 }
 
-/// Generates a token: 200 if that works.
+/// How long the engine may make no step while something waits for it.
+const STALLED: Duration = Duration::from_secs(20);
+
+/// Generates a token, beside the completions that are admitted: 200 if that works, or if the engine does much else
+/// meanwhile; 503 if it makes no step.
 #[utoipa::path(get, path = "/health_generate", tag = "server", responses((status = 200)))]
 pub(crate) async fn health_generate(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
-    let room = app.admit(1)?;
+    let room = app.admit(0)?;
     let ask = Ask { request: GenerateRequest::new(vec![0], 1), stop: Vec::new(), form: None };
     let mut generation = Generation::start(&app, ask, room, "health", "prompt").await?;
-    while let Some(news) = std::future::poll_fn(|cx| generation.poll_next(cx)).await {
-        news?;
+    loop {
+        let steps = app.worker.snapshot().steps;
+        match tokio::time::timeout(STALLED, std::future::poll_fn(|cx| generation.poll_next(cx))).await {
+            Ok(Some(news)) => {
+                news?;
+            }
+            Ok(None) => return Ok(StatusCode::OK),
+            Err(_) if app.worker.snapshot().steps != steps => return Ok(StatusCode::OK),
+            Err(_) => return Err(ApiError::unavailable("the engine makes no step")),
+        }
     }
-    Ok(StatusCode::OK)
 }

@@ -11,7 +11,7 @@ use crate::body::{Json, json};
 use crate::error::ApiError;
 use crate::fields::OneOrMany;
 use crate::prompt::encode;
-use crate::state::{App, blocking};
+use crate::state::App;
 
 /// What is turned into tokens.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -47,24 +47,32 @@ pub(crate) async fn tokenize(
     app.check_model(request.model.as_deref())?;
     let special = request.add_special_tokens.unwrap_or(true);
     let max_model_len = app.model.config.max_positions;
-    blocking(move || {
-        let ids = |text: &String| encode(&app, text, special, "prompt");
-        Ok(json(&match &request.prompt {
-            OneOrMany::One(text) => {
-                let ids = ids(text)?;
-                let (count, char_count) = (OneOrMany::One(ids.len()), OneOrMany::One(text.chars().count()));
-                Tokenized { tokens: OneOrMany::One(OneOrMany::Many(ids)), count, char_count, max_model_len }
-            }
-            OneOrMany::Many(texts) => {
-                let lists = texts.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
-                Tokenized {
-                    count: OneOrMany::Many(lists.iter().map(Vec::len).collect()),
-                    char_count: OneOrMany::Many(texts.iter().map(|text| text.chars().count()).collect()),
-                    tokens: OneOrMany::Many(lists.into_iter().map(OneOrMany::Many).collect()),
-                    max_model_len,
+    let worker = app.clone();
+    worker
+        .prepare_alone(move || {
+            let ids = |text: &String| encode(&app, text, special, "prompt");
+            Ok(json(&match &request.prompt {
+                OneOrMany::One(text) => {
+                    let ids = ids(text)?;
+                    let (count, char_count) =
+                        (OneOrMany::One(ids.len()), OneOrMany::One(text.chars().count()));
+                    Tokenized {
+                        tokens: OneOrMany::One(OneOrMany::Many(ids)),
+                        count,
+                        char_count,
+                        max_model_len,
+                    }
                 }
-            }
-        }))
-    })
-    .await
+                OneOrMany::Many(texts) => {
+                    let lists = texts.iter().map(ids).collect::<Result<Vec<_>, _>>()?;
+                    Tokenized {
+                        count: OneOrMany::Many(lists.iter().map(Vec::len).collect()),
+                        char_count: OneOrMany::Many(texts.iter().map(|text| text.chars().count()).collect()),
+                        tokens: OneOrMany::Many(lists.into_iter().map(OneOrMany::Many).collect()),
+                        max_model_len,
+                    }
+                }
+            }))
+        })
+        .await
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::{Incoming, LONG, Running, folder, request, server, start, start_model};
+use crate::common::{Incoming, LONG, Running, folder, folder_with, request, server, start, start_model};
 
 const PATH: &str = "/v1/completions";
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -364,5 +364,71 @@ fn a_regular_expression_that_explodes_holds_up_nobody() {
         server().ask(PATH, &json!({ "prompt": "x", "regex": "[0-9]", "max_tokens": 2 }));
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     });
+    unharmed(server());
+}
+
+#[test]
+fn answers_and_variables_are_bounded_before_anything_is_made() {
+    let chat = |fields: &Value| {
+        let mut body = json!({ "messages": [{ "role": "user", "content": "x" }], "max_tokens": 1 });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body
+    };
+    let most = json!({ "n": 128, "max_tokens": 8000, "logprobs": true, "top_logprobs": 20 });
+    let config = include_str!("../../../../models/demo/config.json");
+    let mut config: Value = serde_json::from_str(config).unwrap();
+    config["max_position_embeddings"] = 40960.into();
+    let model = folder_with(&[("config.json", &config.to_string())]);
+    let server = start_model(&model.source, |_, _| {});
+    server.refused("/v1/chat/completions", &chat(&most), "top_logprobs");
+    let long = "x".repeat(17 << 10);
+    let long = json!({ "chat_template_kwargs": { "x": long } });
+    server.refused("/v1/chat/completions", &chat(&long), "chat_template_kwargs");
+    // A text that cannot fit is refused without being cut into tokens whole.
+    let start = Instant::now();
+    let text = "def f(a, b):\n    return a + b\n".repeat(120_000);
+    let answer = server.post(PATH, &json!({ "prompt": text, "max_tokens": 1 }));
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    unharmed(&server);
+}
+
+#[test]
+fn texts_to_count_wait_in_bounds() {
+    let text = "word ".repeat(100_000);
+    let codes: Vec<u16> = std::thread::scope(|scope| {
+        let ask = || server().post("/tokenize", &json!({ "prompt": text })).status;
+        let asks: Vec<_> = (0..96).map(|_| scope.spawn(ask)).collect();
+        asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+    });
+    assert!(codes.iter().all(|code| [200, 429].contains(code)), "{codes:?}");
+    assert!(codes.contains(&200) && codes.contains(&429), "{codes:?}");
+    unharmed(server());
+}
+
+#[test]
+fn requests_that_servers_read_differently_are_refused() {
+    let status = |head: &str, headers: &[u8]| {
+        let request = [head.as_bytes(), b"\r\nconnection: close\r\n", headers, b"\r\n"].concat();
+        server().raw(&request).status
+    };
+    let (get, json) = ("GET /health HTTP/1.1", "content-type: application/json\r\n");
+    assert_eq!(status(get, b""), 400, "there is no host");
+    assert_eq!(status("GET /health HTTP/1.0", b""), 200);
+    assert_eq!(status(get, b"host: \xff\xfe\r\n"), 403, "the host is no name of this machine");
+    assert_eq!(status(get, b"host: localhost\r\norigin: http://\xff\r\n"), 403);
+    for site in ["cross-site", "same-site"] {
+        let headers = format!("host: localhost\r\nsec-fetch-site: {site}\r\n");
+        assert_eq!(status(get, headers.as_bytes()), 403, "{site}");
+        assert_eq!(status(get, format!("{headers}sec-fetch-mode: navigate\r\n").as_bytes()), 200, "{site}");
+    }
+    assert_eq!(status(get, b"host: localhost\r\nsec-fetch-site: same-origin\r\n"), 200);
+    for coding in ["gzip, chunked", "gzip", "identity"] {
+        let headers = format!("host: localhost\r\n{json}transfer-encoding: {coding}\r\n\r\n0\r\n");
+        let got = status(&format!("POST {PATH} HTTP/1.1"), headers.as_bytes());
+        assert!([400, 501].contains(&got), "{coding}: {got}");
+    }
+    let long = format!("{} /health HTTP/1.1", "X".repeat(10_000));
+    assert!([400, 405].contains(&status(&long, b"host: localhost\r\n")));
     unharmed(server());
 }

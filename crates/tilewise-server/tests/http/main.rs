@@ -18,5 +18,6 @@ mod responses;
 mod schemas;
 mod sites;
 mod stop;
+mod tenants;
 mod tools;
 mod traces;

@@ -114,6 +114,7 @@ fn a_body_without_a_type_is_taken_from_a_shell_and_not_from_a_browser() {
         server().send("POST", "/api/chat", headers, body.as_bytes()).whole().status
     };
     assert_eq!((status(&[form]), status(&[])), (200, 200));
-    assert_eq!(status(&[form, ("sec-fetch-site", "cross-site")]), 415);
+    assert_eq!(status(&[form, ("sec-fetch-site", "same-origin")]), 415);
+    assert_eq!(status(&[form, ("sec-fetch-site", "cross-site")]), 403);
     assert_eq!(status(&[form, ("origin", "http://localhost")]), 415);
 }

@@ -88,7 +88,7 @@ pub(crate) fn run(args: &BenchServingOfflineArgs) -> Result<(), CliError> {
     };
     let mut engine = model::load(&device, &source, &model::engine_config(&args.engine)?)?;
     engine.warm_up()?;
-    let mut publisher = model::kv_events(&args.engine)?;
+    let mut publisher = model::kv_events(&args.engine, false)?;
     let report = serve(&mut engine, arrivals, publisher.as_mut())?;
     let mut stdout = std::io::stdout().lock();
     match args.format {

@@ -11,30 +11,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tilewise_engine::Engine;
-use tilewise_engine::cache::events;
 use tilewise_engine::model::ModelSource;
 use tilewise_engine::worker::Worker;
-use tilewise_server::{Limits, Server, ServerConfig};
+use tilewise_server::{Limits, NamedKey, Server, ServerConfig};
 
 use crate::args::{SamplingDefaults, ServeArgs};
 use crate::error::CliError;
 use crate::model;
 use crate::progress::LoadingBar;
 
-pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError> {
+/// Keys that the surroundings of the program give.
+pub(crate) struct Keys {
+    pub(crate) api_key: Option<String>,
+    pub(crate) admin_api_key: Option<String>,
+}
+
+pub(crate) fn run(args: &ServeArgs, keys: Keys) -> Result<(), CliError> {
     // What is said last is written before this is dropped.
-    let (lost_lines, _log) = log::start(args.log_format);
+    let log = log::start(args.log_format)?;
     // Connections and files of the cache need descriptors: as many as the system lets this process have.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let engine = &args.engine;
     let source = model::source_of(engine.load_format, &engine.model)?;
-    let config = server_config(args, &source, key);
+    let config = server_config(args, &source, keys)?;
     check_host(&config)?;
-    check_events(args)?;
     config.validate()?;
     let device = super::open_device(&engine.device, &engine.policy)?;
     let name = device.caps().name.clone();
-    let (mut engine_config, publisher) = (model::engine_config(engine)?, model::kv_events(engine)?);
+    let (mut engine_config, publisher) =
+        (model::engine_config(engine)?, model::kv_events(engine, args.insecure)?);
     if engine.decode_slowdown.is_none() {
         engine_config.decode_slowdown = Some(2.0);
     }
@@ -48,9 +53,12 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
             bar.report(progress);
             if is_told.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        model::print_notes(engine.notes());
+        engine.notes().iter().for_each(|note| tracing::warn!("{note}"));
         if let Some(said) = model::sampling_in_words(&engine.config().sampling_defaults).filter(|_| counts) {
             tracing::info!("{said}");
+        }
+        if is_told.load(Ordering::Relaxed) {
+            return Err(tilewise_engine::Error::Cancelled);
         }
         engine.warm_up()?;
         Ok(engine)
@@ -59,7 +67,7 @@ pub(crate) fn run(args: &ServeArgs, key: Option<String>) -> Result<(), CliError>
     runtime.block_on(async {
         let served = config.served_model_name.clone();
         let server = Server::bind(config, &source, Worker::start(load, publisher)?).await?;
-        server.count_lost_lines(lost_lines);
+        server.count_lost_lines(log.lost());
         let address = server.address();
         let line = format!("{served} on {name} is served at http://{address}; its page is http://{address}/");
         serve(server, &line, &told).await
@@ -104,7 +112,8 @@ async fn serve(server: Server, line: &str, told: &AtomicBool) -> Result<(), CliE
 /// Refuses to let others in by mistake.
 fn check_host(config: &ServerConfig) -> Result<(), CliError> {
     let host = config.address.ip();
-    if host.is_loopback() || config.api_key.is_some() || config.insecure {
+    let has_key = config.api_key.is_some() || config.admin_api_key.is_some() || !config.api_keys.is_empty();
+    if host.is_loopback() || has_key || config.insecure {
         return Ok(());
     }
     Err(CliError::Usage(format!(
@@ -113,27 +122,19 @@ fn check_host(config: &ServerConfig) -> Result<(), CliError> {
     )))
 }
 
-/// Refuses to tell others by mistake which tokens are cached: events ask for no key.
-fn check_events(args: &ServeArgs) -> Result<(), CliError> {
-    let engine = &args.engine;
-    for (flag, endpoint) in
-        [("--kv-events", &engine.kv_events), ("--kv-events-replay", &engine.kv_events_replay)]
-    {
-        let Some(endpoint) = endpoint else { continue };
-        if !(args.insecure || events::is_loopback(endpoint)?) {
-            return Err(CliError::Usage(format!(
-                "{flag} {endpoint} can be reached by others, who would read the token ids of all prompts: take an address of \
-                 this machine, or give --insecure"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) -> ServerConfig {
+fn server_config(args: &ServeArgs, source: &ModelSource, keys: Keys) -> Result<ServerConfig, CliError> {
     let name = args.served_model_name.clone().unwrap_or_else(|| served_name(source));
     let mut config = ServerConfig::new(SocketAddr::new(args.host, args.port), name);
-    config.api_key = args.api_key.clone().or(key);
+    config.api_key = args.api_key.clone().or(keys.api_key);
+    config.admin_api_key = args.admin_api_key.clone().or(keys.admin_api_key);
+    if let Some(file) = &args.api_key_file {
+        let failed = |why: &dyn std::fmt::Display| CliError::Usage(format!("{}: {why}", file.display()));
+        let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
+        config.api_keys = NamedKey::read(&text).map_err(|error| failed(&error))?;
+        if config.api_keys.is_empty() {
+            return Err(failed(&"there is no key in it"));
+        }
+    }
     config.insecure = args.insecure;
     config.tool_call_parser.clone_from(&args.tool_call_parser);
     config.reasoning_parser.clone_from(&args.reasoning_parser);
@@ -152,7 +153,7 @@ fn server_config(args: &ServeArgs, source: &ModelSource, key: Option<String>) ->
         keep_alive: Duration::from_secs(args.keep_alive),
         ..Limits::default()
     };
-    config
+    Ok(config)
 }
 
 /// The model's name on the hub, or its folder's: a path is nobody else's business.

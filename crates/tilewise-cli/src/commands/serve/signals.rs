@@ -17,23 +17,26 @@ pub(super) fn first() -> Result<impl Future<Output = ()>, CliError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // nohup has it ignored.
     let mut hangup = if ignores(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
-    let mut next = async move || {
+    Ok(async move {
         let hung_up = async {
             match &mut hangup {
                 Some(hangup) => hangup.recv().await,
                 None => std::future::pending().await,
             }
         };
-        let kind = tokio::select! {
-            _ = terminate.recv() => SignalKind::terminate(),
-            _ = interrupt.recv() => SignalKind::interrupt(),
-            _ = hung_up => SignalKind::hangup(),
-        };
-        kind.as_raw_value()
-    };
-    Ok(async move {
-        next().await;
-        tokio::spawn(async move { std::process::exit(SIGNALLED + next().await) });
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hung_up => {}
+        }
+        tokio::spawn(async move {
+            // A terminal that closes is told of more than once, and means no hurry.
+            let kind = tokio::select! {
+                _ = terminate.recv() => SignalKind::terminate(),
+                _ = interrupt.recv() => SignalKind::interrupt(),
+            };
+            std::process::exit(SIGNALLED + kind.as_raw_value())
+        });
     })
 }
 
@@ -57,5 +60,10 @@ pub(super) fn first() -> Result<impl Future<Output = ()>, CliError> {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
+        tokio::spawn(async {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                std::process::exit(130);
+            }
+        });
     })
 }

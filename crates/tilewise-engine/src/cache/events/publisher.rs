@@ -1,6 +1,7 @@
 //! Events over ZeroMQ: published as they come, and told again to whoever missed some.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::ToSocketAddrs;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,8 @@ const QUEUED: usize = 10_000;
 const MAX_PEERS: usize = 32;
 /// Subscriptions of a peer.
 const MAX_TOPICS: usize = 64;
+/// How long a peer may say nothing that waits for nothing.
+const IDLE: Duration = Duration::from_secs(300);
 /// Time that subscribers have to take what is left at the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Ends a replay in place of a number.
@@ -253,7 +256,8 @@ async fn tell(stream: TcpStream, topic: Arc<str>, mut news: broadcast::Receiver<
     let mut topics: Vec<Vec<u8>> = Vec::new();
     loop {
         let goes_on = tokio::select! {
-            said = peer.next() => match said {
+            // One that wants nothing is soon gone; one that wants something is found out by what it is sent.
+            said = in_time(peer.next(), topics.is_empty()) => match said {
                 Ok(Said::Ping(context)) => peer.pong(&context).await.is_ok(),
                 Ok(said) => subscribe(said, &mut topics),
                 Err(_) => false,
@@ -271,6 +275,14 @@ async fn tell(stream: TcpStream, topic: Arc<str>, mut news: broadcast::Receiver<
             return;
         }
     }
+}
+
+/// What a peer says, which it says soon if it holds a place for nothing otherwise.
+async fn in_time(said: impl Future<Output = io::Result<Said>>, is_idle: bool) -> io::Result<Said> {
+    if !is_idle {
+        return said.await;
+    }
+    tokio::time::timeout(IDLE, said).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Changes what somebody has subscribed to; whether that may go on.
@@ -297,7 +309,7 @@ fn subscribe(said: Said, topics: &mut Vec<Vec<u8>>) -> bool {
 /// Tells again what was sent from a number on; what is no such question is left without an answer.
 async fn answer(stream: TcpStream, sent: Arc<Mutex<VecDeque<Arc<Numbered>>>>) {
     let Ok(mut peer) = Peer::greet(stream, "ROUTER", &["REQ", "DEALER", "ROUTER"]).await else { return };
-    while let Ok(said) = peer.next().await {
+    while let Ok(said) = in_time(peer.next(), true).await {
         let frames = match said {
             Said::Message(frames) => frames,
             Said::Ping(context) if peer.pong(&context).await.is_err() => return,

@@ -86,12 +86,26 @@ impl DiskTier {
             let digest = name.to_str().and_then(|rest| digest_of(&prefix, rest));
             let file = entry.metadata().ok().filter(fs::Metadata::is_file);
             if let (Some(digest), Some(file)) = (digest, file) {
+                self.hide(&entry.path(), &file);
                 let used = file.modified().unwrap_or(SystemTime::UNIX_EPOCH);
                 self.uses.insert(digest, file.len(), used);
                 self.last_use = self.last_use.max(used);
             }
         }
     }
+
+    /// Takes from others what an earlier version let them read.
+    #[cfg(unix)]
+    fn hide(&self, path: &Path, file: &fs::Metadata) {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        if self.mode == PRIVATE && file.mode() & 0o077 != 0 {
+            // Another's file is not here, or cannot be helped.
+            let _ = fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE));
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn hide(&self, _path: &Path, _file: &fs::Metadata) {}
 
     /// The entries of the folders of two digits, with those digits.
     fn entries(&self) -> impl Iterator<Item = (String, fs::DirEntry)> + use<> {
@@ -135,7 +149,7 @@ impl DiskTier {
     fn touch(&mut self, digest: Digest, file: &File) -> io::Result<()> {
         let now = self.now();
         self.uses.insert(digest, file.metadata()?.len(), now);
-        // In a folder that cannot be written to, nobody evicts either.
+        // In a folder that cannot be written to, and where another user wrote the file, the others do not see it.
         let _ = file.set_modified(now);
         Ok(())
     }
@@ -254,17 +268,29 @@ fn create(path: &Path, _mode: u32) -> io::Result<File> {
 /// Makes a folder, and those above it that are missing, for those who may read its files.
 #[cfg(unix)]
 fn make_folders(folder: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    use std::os::unix::fs::DirBuilderExt;
     if folder.is_dir() {
         return Ok(());
     }
+    if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_folders(above, mode)?;
+    }
     // Whoever reads a folder looks into it.
     let mode = mode | (mode & 0o444) >> 2;
-    fs::DirBuilder::new().recursive(true).mode(mode & 0o700).create(folder)?;
-    if mode & 0o077 != 0 {
-        fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+    match fs::DirBuilder::new().mode(mode & 0o700).create(folder) {
+        // Another process was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Ok(()) if mode & 0o077 != 0 => set_mode(folder, mode),
+        made => made,
     }
-    Ok(())
+}
+
+/// Sets permissions, whatever the process's mask takes away, and leaves what a folder hands down to those below it.
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let kept = fs::metadata(path)?.permissions().mode() & 0o7000;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode | kept))
 }
 
 #[cfg(not(unix))]
@@ -272,19 +298,25 @@ fn make_folders(folder: &Path, _mode: u32) -> io::Result<()> {
     fs::create_dir_all(folder)
 }
 
-/// Refuses a folder that another user could have filled.
+/// Refuses a folder of another user, and takes from others the right to write into one's own, unless it is shared.
 #[cfg(unix)]
 fn check_owner(folder: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let failed = |why: &dyn std::fmt::Display| Error::file(folder.display().to_string(), why);
-    let (owner, own) =
-        (fs::metadata(folder).map_err(|e| failed(&e))?.uid(), rustix::process::geteuid().as_raw());
-    if owner == own || mode & 0o077 != 0 {
+    if mode & 0o077 != 0 {
         return Ok(());
     }
-    Err(failed(&format!(
-        "belongs to user {owner}, not to {own}; take a folder of your own, or share this one by its mode"
-    )))
+    let failed = |why: &dyn std::fmt::Display| Error::file(folder.display().to_string(), why);
+    let found = fs::metadata(folder).map_err(|error| failed(&error))?;
+    let (owner, own) = (found.uid(), rustix::process::geteuid().as_raw());
+    if owner != own {
+        return Err(failed(&format!(
+            "belongs to user {owner}, not to {own}; take a folder of your own, or share this one by its mode"
+        )));
+    }
+    if found.mode() & 0o022 != 0 {
+        set_mode(folder, found.mode() & 0o755).map_err(|error| failed(&error))?;
+    }
+    Ok(())
 }
 
 #[cfg(not(unix))]

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::runtime::Runtime;
 use url::Url;
 
@@ -195,9 +195,8 @@ impl CacheTier for ObjectTier {
         }
         // One that is longer than it may be is read to where that shows.
         let limit = Value::sealed_len(key) as u64 + 1;
-        let range = GetOptions { range: Some(GetRange::Bounded(0..limit)), ..GetOptions::default() };
         let bytes = self.run(async {
-            let mut parts = self.store.get_opts(&path, range).await?.into_stream();
+            let mut parts = self.store.get(&path).await?.into_stream();
             let mut bytes = Vec::new();
             while let Some(part) = parts.next().await {
                 bytes.extend_from_slice(&part?);
@@ -212,7 +211,10 @@ impl CacheTier for ObjectTier {
 
     fn contains(&mut self, key: &ChunkKey) -> Result<bool, TierError> {
         let path = path(key);
-        Ok(self.may_read(&path)? && self.run(self.store.head(&path))?.is_some())
+        match self.files {
+            Some(_) => self.may_read(&path),
+            None => Ok(self.run(self.store.head(&path))?.is_some()),
+        }
     }
 
     fn remove(&mut self, key: &ChunkKey) -> Result<(), TierError> {

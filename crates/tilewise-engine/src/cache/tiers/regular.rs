@@ -40,7 +40,9 @@ fn is_absent(error: &io::Error) -> bool {
 
 #[cfg(unix)]
 fn is_link(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    use rustix::io::Errno;
+    // The second is a socket's.
+    [Errno::LOOP, Errno::NXIO].iter().any(|other| error.raw_os_error() == Some(other.raw_os_error()))
 }
 
 #[cfg(not(unix))]

@@ -101,7 +101,9 @@ impl CacheTier for RespTier {
     }
 
     fn contains(&mut self, key: &ChunkKey) -> Result<bool, TierError> {
-        self.ask(&command("EXISTS", key))
+        // An empty one is as good as none.
+        let length: usize = self.ask(&command("STRLEN", key))?;
+        Ok(length > 0)
     }
 
     fn remove(&mut self, key: &ChunkKey) -> Result<(), TierError> {

@@ -72,7 +72,7 @@ impl ChatRequest {
             conversation: Conversation {
                 messages: self.messages()?,
                 tools,
-                options: self.template.options(app, None),
+                options: self.template.options(app, None)?,
                 continues: self.continues()?,
                 grammar,
                 keeps_reasoning: !fields.separate_reasoning.unwrap_or(true),

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::generation::{Batch, Generation, News, Token};
 use crate::request::Body;
 use crate::sse::{self, Events};
-use crate::state::{App, blocking, now};
+use crate::state::{App, now};
 
 /// Continues texts.
 #[utoipa::path(
@@ -38,18 +38,19 @@ pub(crate) async fn completions(
     let room = app.admit(prompts.len() * n)?;
     let (echo, logprobs) = (fields.echo.unwrap_or(false), fields.logprobs);
     let (worker, salt) = (app.clone(), request.common.salt());
-    let (room, asks) = blocking(move || {
-        let ask = |prompt: crate::prompt::OnePrompt| {
-            let prompt = prompt.encode(&worker, "prompt")?;
-            let mut ask = sampling.ask(&worker, prompt, "prompt", form.clone())?;
-            ask.request.cache_salt.clone_from(&salt);
-            ask.request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| top as usize);
-            Ok(ask)
-        };
-        let asks = prompts.into_iter().map(ask).collect::<Result<Vec<_>, ApiError>>()?;
-        Ok((room, asks))
-    })
-    .await?;
+    let (room, asks) = app
+        .prepare(move || {
+            let ask = |prompt: crate::prompt::OnePrompt| {
+                let prompt = prompt.encode(&worker, "prompt")?;
+                let mut ask = sampling.ask(&worker, prompt, "prompt", form.clone())?;
+                ask.request.cache_salt.clone_from(&salt);
+                ask.request.prompt_logprobs = logprobs.filter(|_| echo).map(|top| top as usize);
+                Ok(ask)
+            };
+            let asks = prompts.into_iter().map(ask).collect::<Result<Vec<_>, ApiError>>()?;
+            Ok((room, asks))
+        })
+        .await?;
     let id = app.new_name("cmpl-");
     let name = request.common.name().unwrap_or(&id);
     let generations = Generation::start_all(&app, asks, room, name, "prompt").await?;

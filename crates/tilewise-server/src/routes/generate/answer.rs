@@ -64,8 +64,8 @@ pub(crate) struct EndReason {
 }
 
 impl Generated {
-    /// What the next event of a stream tells: the tokens in it are not told again. With them all over again, a stream
-    /// would grow with the square of its length.
+    /// What the next event of a stream tells: its text is all of it so far, as the protocol has it, and its tokens, of which
+    /// each has dozens of logprobs, are not told again.
     pub(crate) fn event(&mut self, index: Option<usize>) -> Self {
         let info = &mut self.meta_info;
         let mut told = info.clone_without_tokens();

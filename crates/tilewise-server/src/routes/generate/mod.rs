@@ -20,7 +20,7 @@ use crate::generation::{Batch, Generation, News};
 use crate::prompt::OnePrompt;
 use crate::request::Body;
 use crate::sse::{self, Events};
-use crate::state::{App, blocking};
+use crate::state::App;
 
 /// Continues a text or tokens.
 #[utoipa::path(
@@ -43,18 +43,19 @@ pub(crate) async fn generate(
     let top = request.generate.top_logprobs_num.unwrap_or(0) as usize;
     let room = app.admit(prompts.len() * n)?;
     let (worker, salt) = (app.clone(), request.common.salt());
-    let (room, asks) = blocking(move || {
-        let ask = |prompt: OnePrompt| {
-            let prompt = prompt.encode(&worker, field)?;
-            let mut ask = sampling.ask(&worker, prompt, field, form.clone())?;
-            ask.request.cache_salt.clone_from(&salt);
-            ask.request.prompt_logprobs = from.map(|_| top);
-            Ok(ask)
-        };
-        let asks = prompts.into_iter().map(ask).collect::<Result<Vec<_>, ApiError>>()?;
-        Ok((room, asks))
-    })
-    .await?;
+    let (room, asks) = app
+        .prepare(move || {
+            let ask = |prompt: OnePrompt| {
+                let prompt = prompt.encode(&worker, field)?;
+                let mut ask = sampling.ask(&worker, prompt, field, form.clone())?;
+                ask.request.cache_salt.clone_from(&salt);
+                ask.request.prompt_logprobs = from.map(|_| top);
+                Ok(ask)
+            };
+            let asks = prompts.into_iter().map(ask).collect::<Result<Vec<_>, ApiError>>()?;
+            Ok((room, asks))
+        })
+        .await?;
     let name = request.common.name().map_or_else(|| app.new_name(""), str::to_owned);
     let generations = Generation::start_all(&app, asks, room, &name, field).await?;
     let style = LogprobStyle { has_text: request.generate.return_text_in_logprobs.unwrap_or(false), top };

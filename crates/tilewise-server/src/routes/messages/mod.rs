@@ -22,7 +22,7 @@ use crate::fields::Usage;
 use crate::generation::End;
 use crate::request::Body;
 use crate::sse;
-use crate::state::{App, blocking};
+use crate::state::App;
 
 /// Continues a conversation.
 #[utoipa::path(
@@ -68,7 +68,10 @@ pub(crate) async fn count_tokens(
 ) -> Result<Response, ApiError> {
     app.check_model(request.fields.model.as_deref())?;
     let ask = request.ask(&app, &mut ignored)?;
-    let input_tokens = blocking(move || Ok(ask.prompt(&app)?.0.len())).await?;
+    let input_tokens = {
+        let worker = app.clone();
+        worker.prepare_alone(move || Ok(ask.prompt(&app)?.0.len())).await?
+    };
     Ok(ignored.name_in(body::json(&TokenCount { input_tokens })))
 }
 

@@ -149,7 +149,7 @@ impl MessagesRequest {
             conversation: Conversation {
                 messages: self.messages(ignored)?,
                 tools: self.tools(ignored)?,
-                options: self.options(app),
+                options: self.options(app)?,
                 continues: self.continues(),
                 grammar,
                 ..Conversation::default()
@@ -181,7 +181,7 @@ impl MessagesRequest {
         })
     }
 
-    fn options(&self, app: &App) -> Map<String, Value> {
+    fn options(&self, app: &App) -> Result<Map<String, Value>, ApiError> {
         let fields = &self.fields;
         let effort = fields.output_config.as_ref().and_then(|config| config.effort.clone());
         // In this protocol a model thinks where it is asked to.

@@ -22,7 +22,7 @@ use crate::generation::End;
 use crate::prompt::OnePrompt;
 use crate::request::{Body, Ignored};
 use crate::sse;
-use crate::state::{App, Room, blocking};
+use crate::state::{App, Room};
 
 /// Continues a conversation.
 #[utoipa::path(
@@ -82,7 +82,7 @@ async fn raw(
         let ids = prompt.encode(&worker, "prompt")?;
         Ok((room, sampling.ask(&worker, ids, "prompt", form)?))
     };
-    let (room, ask) = blocking(prepare).await?;
+    let (room, ask) = app.prepare(prepare).await?;
     Chat::plain(app, ask, room, name, "prompt").await
 }
 

@@ -183,7 +183,7 @@ impl OllamaFields {
             conversation: Conversation {
                 messages: turns.into_iter().map(Turn::into_value).collect(),
                 tools,
-                options: template.options(app, None),
+                options: template.options(app, None)?,
                 grammar,
                 ..Conversation::default()
             },

@@ -139,7 +139,7 @@ impl ResponsesRequest {
             conversation: Conversation {
                 messages: self.messages(app, ignored)?,
                 tools: Tools::new(functions, &choice, fields.parallel_tool_calls).map_err(invalid)?,
-                options: self.template.options(app, effort),
+                options: self.template.options(app, effort)?,
                 grammar,
                 ..Conversation::default()
             },
